@@ -1,0 +1,100 @@
+"""The one batch type that travels from the data loader to the model.
+
+Shape letters, used as suffixes all over the package:
+    B samples, L token positions, N media of one modality in the batch, T frames or clips of one medium,
+    Q query tokens of a perceiver, S encoder tokens of a frame or clip, E encoder width, P perceiver width,
+    D width of the LLM, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from chatbridge.common.ledger import LedgerEntry
+
+IGNORE = -100
+"""Label of a position that carries no loss (PyTorch's default ``ignore_index``)."""
+
+TEXT = -1
+"""Value in `MultimodalBatch.slots_BL` of a position that holds a text token (or padding)."""
+
+
+@dataclass
+class MultimodalBatch:
+    """Token ids with runs of placeholders where media go, and the media that go there.
+
+    Attributes:
+        ids: the samples' ids, B of them.
+        input_ids_BL: int64 token ids; at a media position, any valid id (it is never looked up).
+        attention_mask_BL: int64, 1 at real positions.
+        labels_BL: int64, the token itself where it is supervised, `IGNORE` elsewhere (not shifted).
+        slots_BL: int64, `TEXT` or the index into `modalities` of the medium at this position.
+        media: modality name -> tensor [N, T, ...], in reading order: sample by sample, and inside a sample
+            as its slots come.
+        position_ids_BL: int64, or None for those that follow from the attention mask.
+        dataset: the dataset this batch was drawn from.
+        references: per sample, the acceptable answers (evaluation); empty in training.
+        groups: per sample, a free label that evaluation reports by (for instance a question family).
+        ledger: what could not be read on the way to this batch, and what took its place.
+    """
+
+    ids: list[str]
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+    labels_BL: Tensor
+    slots_BL: Tensor
+    media: dict[str, Tensor] = field(default_factory=dict)
+    position_ids_BL: Tensor | None = None
+    dataset: str = ""
+    references: list[list[str]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    ledger: list[LedgerEntry] = field(default_factory=list)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names that the numbers in `slots_BL` stand for: the sorted keys of `media`."""
+        return sorted(self.media)
+
+    def slot_mask_BL(self, modality: str) -> Tensor:
+        """Boolean [B, L]: the positions that the rows of this modality's media fill."""
+        return self.slots_BL == self.modalities.index(modality)
+
+    @property
+    def supervised_tokens(self) -> int:
+        """How many positions carry loss (the first position of a row has nothing to predict it)."""
+        return int((self.labels_BL[:, 1:] != IGNORE).sum())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
+        """The same batch with every tensor on `device`."""
+
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            input_ids_BL=move(self.input_ids_BL),
+            attention_mask_BL=move(self.attention_mask_BL),
+            labels_BL=move(self.labels_BL),
+            slots_BL=move(self.slots_BL),
+            media={name: move(t) for name, t in self.media.items()},
+            position_ids_BL=move(self.position_ids_BL),
+        )
+
+    def pin_memory(self) -> MultimodalBatch:
+        """The same batch in page-locked memory (called by PyTorch's data loader)."""
+
+        def pin(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.pin_memory()
+
+        return replace(
+            self,
+            input_ids_BL=pin(self.input_ids_BL),
+            attention_mask_BL=pin(self.attention_mask_BL),
+            labels_BL=pin(self.labels_BL),
+            slots_BL=pin(self.slots_BL),
+            media={name: pin(t) for name, t in self.media.items()},
+            position_ids_BL=pin(self.position_ids_BL),
+        )

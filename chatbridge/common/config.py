@@ -1,0 +1,144 @@
+"""One YAML per run: read by OmegaConf, bound to typed dataclasses, checked before anything is built."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
+from chatbridge.common.schema import Binder, ConfigError, MissingPath, key, to_plain
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What a run is made of. Each component's own keys are declared beside its class, in its registry."""
+
+    plugins: list[str] = key([], help="Python files or modules that register parts of your own")
+    paths: dict[str, str] = key({}, help="roots to refer to as ${paths.name}; one that is absent is yours to fill")
+    model: Any = key(registry=MODELS, tag="arch", usual="chatbridge", help="encoders, bridges and language model")
+    tokenizer: str | None = key(None, path=True, help="folder or .model file; by default the language model's folder")
+    processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> how its files become tensors")
+    task: Any = key(registry=TASKS, help="what a batch means: how samples are rendered, what is scored")
+    datasets: dict[str, Any] = key({}, registry=DATASETS, tag="builder", usual="annotations", help="the mixture")
+    validation: dict[str, Any] = key(
+        {}, registry=DATASETS, tag="builder", usual="annotations", help="held-out data, or what an evaluation reads"
+    )
+    run: Any = key(registry=RUNNERS, tag="runner", usual="training", help="the loop and its hyper-parameters")
+
+
+@dataclass
+class LoadedConfig:
+    """A bound configuration, and what its file names but the disk does not hold.
+
+    Attributes:
+        config: the typed configuration.
+        source: the YAML's path.
+        awaited: missing paths below a root of ``paths:`` that does not exist yet: weights and data that the user
+            still has to fetch. They stop a run, not a check.
+    """
+
+    config: Config
+    source: Path
+    awaited: list[MissingPath]
+
+    def require_paths(self) -> None:
+        """Raise ConfigError when anything is still awaited."""
+        if self.awaited:
+            raise ConfigError([f"{self.source}: {m}" for m in self.awaited])
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default written out."""
+        return yaml.safe_dump(to_plain(self.config), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read, resolve, bind and check a YAML file.
+
+    Args:
+        path: the YAML; relative paths in it resolve against its folder, then against the working folder.
+        overrides: "a.b=c" strings, later ones win.
+
+    Raises:
+        ConfigError: every problem found, with file, key and remedy.
+    """
+    path = Path(path)
+    tree = _read(path, overrides)
+    folder = path.resolve().parent
+    import_plugins(tree.get("plugins") or [], folder, str(path))
+    binder = Binder(str(path), folder)
+    config = binder.dataclass(Config, tree, "")
+    absent_roots = _absent_roots(tree.get("paths") or {}, folder)
+    awaited = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
+    problems = binder.problems + [f"{path}: {m}" for m in binder.missing if m not in awaited]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return LoadedConfig(config, path, awaited)
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError([f"{path}: no such configuration file (looked for {path.resolve()})"])
+    try:
+        tree = OmegaConf.load(path)
+        for override in overrides:
+            if "=" not in override:
+                raise ConfigError([f"--options {override}: expected key=value, for instance run.init_lr=1e-4"])
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(plain, dict) or not plain:
+        raise ConfigError([f"{path}: is empty or not a mapping of keys"])
+    return plain
+
+
+def import_plugins(names: Sequence[str], folder: Path, source: str) -> None:
+    """Import the user's files ("thermal.py", relative to the YAML) or modules ("my_lab.thermal"), once each.
+
+    A file is imported under its own name with its folder at the end of ``sys.path``, so that data-loader workers
+    started by *spawn* find it again.
+    """
+    for name in names:
+        try:
+            if not str(name).endswith(".py"):
+                importlib.import_module(name)
+                continue
+            file = Path(name) if os.path.isabs(name) else folder / name
+            if not file.is_file():
+                raise ConfigError([f"{source}: plugins: '{name}' does not exist; looked for {file}"])
+            _import_file(file.resolve(), source)
+        except ImportError as error:
+            raise ConfigError([f"{source}: plugins: '{name}' cannot be imported: {error}"]) from error
+
+
+def _import_file(file: Path, source: str) -> None:
+    loaded = sys.modules.get(file.stem)
+    if loaded is not None and Path(getattr(loaded, "__file__", None) or "?").resolve() == file:
+        return
+    if loaded is not None or importlib.util.find_spec(file.stem) is not None:
+        taken = f"{source}: plugins: a module called '{file.stem}' exists already; rename {file.name}"
+        raise ConfigError([taken])
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+        importlib.invalidate_caches()
+    importlib.import_module(file.stem)
+
+
+def _absent_roots(paths: dict[str, str], folder: Path) -> list[Path]:
+    roots = [Path(p).expanduser() for p in paths.values() if isinstance(p, str)]
+    resolved = [Path(os.path.normpath(r if r.is_absolute() else folder / r)) for r in roots]
+    return [r for r in resolved if not r.exists()]
+
+
+def _below(place: str, roots: list[Path]) -> bool:
+    return any(Path(place) == root or root in Path(place).parents for root in roots)

@@ -1,0 +1,85 @@
+"""Where a run's numbers go: JSON lines always, TensorBoard and Weights & Biases by configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def setup_logging(main_process: bool) -> logging.Logger:
+    """The package's logger: one line per message on stderr, warnings only on the other ranks."""
+    logger = logging.getLogger("chatbridge")
+    logger.setLevel(logging.INFO if main_process else logging.WARNING)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    return logger
+
+
+class MetricsLog:
+    """Writes one object per logged step.
+
+    Args:
+        folder: the run folder; ``metrics.jsonl`` and TensorBoard's files go there.
+        sinks: any of "jsonl", "tensorboard", "wandb".
+        resumed_at: the step a resumed run starts from; lines of later steps, which the killed run had written
+            after its last checkpoint, are dropped so that every step stands once.
+        config: recorded with W&B.
+    """
+
+    def __init__(self, folder: Path, sinks: list[str], resumed_at: int = 0, config: dict | None = None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._jsonl = self._tensorboard = self._wandb = None
+        if "jsonl" in sinks:
+            file = folder / "metrics.jsonl"
+            kept = _lines_before(file, resumed_at) if resumed_at else []
+            file.write_text("".join(kept), encoding="utf-8")
+            self._jsonl = file.open("a", encoding="utf-8", buffering=1)
+        if "tensorboard" in sinks:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
+        if "wandb" in sinks:
+            try:
+                import wandb
+            except ImportError:
+                raise ValueError("run.loggers names wandb, which is not installed: pip install wandb") from None
+            self._wandb = wandb.init(dir=str(folder), config=config, resume="allow")
+
+    def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
+        """Log numbers and names of one step; scalars go to every sink, names to JSON only."""
+        if self._jsonl is not None:
+            self._jsonl.write(json.dumps({"step": step, "split": prefix, **values}) + "\n")
+        scalars = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        if self._tensorboard is not None:
+            group = f"{prefix}/{values['dataset']}" if "dataset" in values else prefix
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(f"{group}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{prefix}/{k}": v for k, v in scalars.items()}, step=step)
+
+    def close(self) -> None:
+        for sink in (self._jsonl, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _lines_before(file: Path, step: int) -> list[str]:
+    """The log's whole lines up to and including `step`; a line cut by a kill is dropped."""
+    kept = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+    return kept

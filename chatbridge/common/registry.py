@@ -1,0 +1,101 @@
+"""Named parts, assembled from YAML.
+
+A part is registered where it is defined, by decorator, together with the dataclass that types its
+configuration; a YAML node ``{name: eva_vit, depth: 39}`` then becomes ``EvaViT(EvaViTConfig(depth=39))``.
+Nothing is imported behind the reader's back: `chatbridge.register_all` imports the built-in parts, and
+``plugins:`` in a YAML imports the user's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part: the class or function, and the dataclass of its YAML keys (or None)."""
+
+    name: str
+    target: Any
+    config: type | None
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for an error message: the known name closest to `name`, else all known names."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + (", ".join(sorted(known)) or "none")
+
+
+class Registry:
+    """A table of parts of one kind. A name taken twice is an error."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str, config: type | None = None) -> Callable[[Any], Any]:
+        """Decorator: enter the class or function below it under `name`.
+
+        Raises:
+            ValueError: when the name is taken by a part of another definition.
+        """
+
+        def enter(target: Any) -> Any:
+            taken = self._entries.get(name)
+            if taken is not None:
+                raise ValueError(
+                    f"{self.kind} '{name}' is registered twice: by {_where(taken.target)} and by {_where(target)}; "
+                    "choose another name for one of them"
+                )
+            self._entries[name] = Entry(name, target, config)
+            return target
+
+        return enter
+
+    def get(self, name: str) -> Entry:
+        """The part of that name. Raises ValueError, with the nearest known name, when there is none."""
+        if name not in self._entries:
+            raise ValueError(f"no {self.kind} is called '{name}'; {nearest(name, list(self._entries))}")
+        return self._entries[name]
+
+    def build(self, config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make the part that a typed configuration belongs to: ``target(config, *args, **kwargs)``."""
+        for entry in self._entries.values():
+            if entry.config is type(config):
+                return entry.target(config, *args, **kwargs)
+        raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
+
+    def name_of(self, config: Any) -> str:
+        """The registered name whose configuration dataclass this object is an instance of."""
+        for entry in self._entries.values():
+            if entry.config is type(config):
+                return entry.name
+        raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _where(target: Any) -> str:
+    return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', target)}"
+
+
+ENCODERS = Registry("encoder")
+LLMS = Registry("language model")
+MODELS = Registry("model")
+PROCESSORS = Registry("processor")
+DATASETS = Registry("dataset builder")
+TASKS = Registry("task")
+SCHEDULES = Registry("learning-rate schedule")
+RUNNERS = Registry("runner")

@@ -1,0 +1,281 @@
+"""Declared, typed configuration: dataclasses whose fields know their help, unit, range and registry.
+
+`bind` turns a plain mapping (what OmegaConf read) into an instance of a dataclass and reports every problem it
+finds, not only the first: unknown keys with the nearest known one, wrong types, values out of range, missing paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chatbridge.common.registry import Registry, nearest
+
+REQUIRED = MISSING
+"""Default of a key that the user must give."""
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line each."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def key(
+    default: Any = REQUIRED,
+    help: str = "",
+    unit: str = "",
+    choices: tuple | list | None = None,
+    registry: Registry | None = None,
+    tag: str = "name",
+    usual: str | None = None,
+    path: str | bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare one configuration key as a dataclass field.
+
+    Args:
+        default: its value when the YAML does not give it; a list, dict or class is called or copied per instance.
+        help: one sentence on what it does; unit: of its value ("frames", "tokens", "Hz").
+        choices: the only values allowed.
+        registry: the node is a component ``{<tag>: registered name, ...its keys}`` (or a list or dict of them).
+        tag: the key that holds the component's registered name; usual: that name when the key is left out.
+        path: True or "input" for a file or folder that must exist, "output" for one that the run makes.
+        low, high: inclusive bounds of a number.
+    """
+    kind = "input" if path is True else path
+    metadata = {"help": help, "unit": unit, "choices": choices, "registry": registry, "tag": tag}
+    metadata |= {"usual": usual, "path": kind, "low": low, "high": high}
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(default, (list, dict, set)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
+class MissingPath:
+    """A path that a configuration names and that does not exist."""
+
+    key: str
+    given: str
+    looked_in: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.key}: '{self.given}' does not exist; looked for " + " and ".join(self.looked_in)
+
+
+class Binder:
+    """Binds one file's mapping; gathers the problems and the missing paths on the way.
+
+    Args:
+        source: the file's name, for messages.
+        folder: what relative paths are resolved against (first), the working folder being the second place.
+    """
+
+    def __init__(self, source: str, folder: Path):
+        self.source = source
+        self.folder = folder
+        self.problems: list[str] = []
+        self.missing: list[MissingPath] = []
+
+    def problem(self, where: str, text: str) -> None:
+        self.problems.append(f"{self.source}: {where}: {text}" if where else f"{self.source}: {text}")
+
+    def dataclass(self, cls: type[T], node: Any, where: str, skip: tuple[str, ...] = ()) -> T | None:
+        """An instance of `cls` from a mapping, or None when something in it is wrong (the problem is noted)."""
+        if not isinstance(node, Mapping):
+            self.problem(where, f"expected a mapping of keys, found {_describe(node)}")
+            return None
+        hints = typing.get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        before = len(self.problems)
+        values = {}
+        for name, value in node.items():
+            if name in skip:
+                continue
+            if name not in fields:
+                self.problem(_join(where, name), f"unknown key; {nearest(str(name), list(fields))}")
+                continue
+            values[name] = self.value(hints[name], value, _join(where, name), fields[name].metadata)
+        for name, f in fields.items():
+            if name not in node and f.default is MISSING and f.default_factory is MISSING:
+                self.problem(_join(where, name), f"required key is missing ({f.metadata.get('help') or f.type})")
+        if len(self.problems) > before:
+            return None
+        try:
+            return cls(**values)
+        except ValueError as error:  # a dataclass may check how its keys go together, in __post_init__
+            self.problem(where, str(error))
+            return None
+
+    def component(self, registry: Registry, tag: str, node: Any, where: str, usual: str | None = None) -> Any:
+        """A component's typed configuration from ``{<tag>: name, ...}``; `usual` is the name where none is given."""
+        if isinstance(node, Mapping) and usual is not None and tag not in node:
+            node = {tag: usual, **node}
+        if not isinstance(node, Mapping) or not isinstance(node.get(tag), str):
+            self.problem(where, f"expected a mapping with '{tag}: <{registry.kind}>', found {_describe(node)}")
+            return None
+        try:
+            entry = registry.get(node[tag])
+        except ValueError as error:
+            self.problem(_join(where, tag), str(error))
+            return None
+        if entry.config is None:
+            extra = [k for k in node if k != tag]
+            if extra:
+                self.problem(_join(where, extra[0]), f"{registry.kind} '{entry.name}' takes no keys")
+            return entry.target
+        return self.dataclass(entry.config, node, where, skip=(tag,))
+
+    def value(self, hint: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+        """One value, checked against its type hint and its key's metadata."""
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (typing.Union, types.UnionType):
+            if value is None and type(None) in args:
+                return None
+            return self._union([a for a in args if a is not type(None)], value, where, metadata)
+        if origin is dict or hint is dict:
+            return self._dict(args, value, where, metadata)
+        if origin in (list, tuple) or hint is list:
+            return self._list(hint, args, value, where, metadata)
+        if metadata.get("registry") is not None and hint is not str:
+            return self.component(metadata["registry"], metadata["tag"], value, where, metadata["usual"])
+        if dataclasses.is_dataclass(hint):
+            return self.dataclass(hint, value, where)
+        return self._leaf(hint, value, where, metadata)
+
+    def _union(self, options: list, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+        """The first option whose check passes; when none does, the problems of the last one tried."""
+        for option in options[:-1]:
+            trial = Binder(self.source, self.folder)
+            result = trial.value(option, value, where, metadata)
+            if not trial.problems:
+                self.missing += trial.missing
+                return result
+        return self.value(options[-1], value, where, metadata)
+
+    def _dict(self, args: tuple, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+        if not isinstance(value, Mapping):
+            self.problem(where, f"expected a mapping, found {_describe(value)}")
+            return None
+        inner = args[1] if args else Any
+        return {str(k): self.value(inner, v, _join(where, k), metadata) for k, v in value.items()}
+
+    def _list(self, hint: Any, args: tuple, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+        if not isinstance(value, (list, tuple)):
+            self.problem(where, f"expected a list, found {_describe(value)}")
+            return None
+        inner = args[0] if args else Any
+        items = [self.value(inner, v, f"{where}[{i}]", metadata) for i, v in enumerate(value)]
+        return tuple(items) if typing.get_origin(hint) is tuple else items
+
+    def _leaf(self, hint: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        wrong = hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint in (int, float)))
+        if wrong:
+            self.problem(where, f"expected {hint.__name__}, found {_describe(value)}")
+            return None
+        choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
+        if choices and value not in choices:
+            hint_text = nearest(value, [str(c) for c in choices]) if isinstance(value, str) else f"one of {choices}"
+            self.problem(where, f"{value!r} is not allowed; {hint_text}")
+        if low is not None and value < low:
+            self.problem(where, f"{value} is below the smallest allowed value, {low}")
+        if high is not None and value > high:
+            self.problem(where, f"{value} is above the largest allowed value, {high}")
+        if isinstance(value, str) and metadata.get("registry") is not None:
+            self._known_name(metadata["registry"], value, where)
+        if metadata.get("path"):
+            return self._path(value, where, metadata["path"])
+        return value
+
+    def _known_name(self, registry: Registry, value: str, where: str) -> None:
+        try:
+            registry.get(value)
+        except ValueError as error:
+            self.problem(where, str(error))
+
+    def _path(self, value: str, where: str, kind: str) -> str:
+        path = Path(value).expanduser()
+        places = [path] if path.is_absolute() else [self.folder / path, Path.cwd() / path]
+        places = list(dict.fromkeys(Path(_normalise(p)) for p in places))
+        if kind == "output":
+            return str(places[0])
+        for place in places:
+            if place.exists():
+                return str(place)
+        self.missing.append(MissingPath(where, value, [str(p) for p in places]))
+        return str(places[0])
+
+
+def bind(cls: type[T], mapping: Mapping, source: str = "configuration", folder: str | Path = ".") -> T:
+    """An instance of the dataclass `cls` from a mapping, every key checked.
+
+    Raises:
+        ConfigError: with one line per problem, missing paths included.
+    """
+    binder = Binder(source, Path(folder))
+    result = binder.dataclass(cls, mapping, "")
+    problems = binder.problems + [f"{source}: {m}" for m in binder.missing]
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def to_plain(config: Any) -> Any:
+    """The reverse of `bind`: dataclasses to dicts, components with their registered name under their tag."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        out = {}
+        for f in dataclasses.fields(config):
+            value = getattr(config, f.name)
+            registry = f.metadata.get("registry")
+            if registry is None or isinstance(value, str) or value is None:
+                out[f.name] = to_plain(value)
+            elif isinstance(value, dict):
+                out[f.name] = {k: _component_to_plain(registry, f.metadata["tag"], v) for k, v in value.items()}
+            elif isinstance(value, list):
+                out[f.name] = [_component_to_plain(registry, f.metadata["tag"], v) for v in value]
+            else:
+                out[f.name] = _component_to_plain(registry, f.metadata["tag"], value)
+        return out
+    if isinstance(config, dict):
+        return {k: to_plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_plain(v) for v in config]
+    return config
+
+
+def _component_to_plain(registry: Registry, tag: str, config: Any) -> Any:
+    if not dataclasses.is_dataclass(config):
+        return to_plain(config)
+    return {tag: registry.name_of(config), **to_plain(config)}
+
+
+def _join(where: str, name: Any) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    kind = {Mapping: "a mapping"}.get(type(value), type(value).__name__)
+    return f"{kind} {value!r}" if len(repr(value)) < 80 else kind
+
+
+def _normalise(path: Path) -> str:
+    return os.path.normpath(os.path.abspath(path))

@@ -1,0 +1,73 @@
+"""The keys of the ``run:`` section. Names follow the original run files where they had one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from chatbridge.common.optim import DECAY_RULES
+from chatbridge.common.registry import SCHEDULES
+from chatbridge.common.schema import key
+
+
+@dataclass(kw_only=True)
+class DeviceConfig:
+    """Where and in what precision a run computes."""
+
+    output_dir: str = key(path="output", help="the run folder")
+    seed: int = key(42, help="of data order, dropout and initialisation", low=0)
+    device: str = key("auto", choices=("auto", "cpu"), help="auto takes the GPUs there are")
+    amp: bool | str = key(
+        "no", choices=("no", "bf16", "fp16", True, False), help="mixed precision; true takes bf16 where the GPU has it"
+    )
+    threads: int | None = key(None, help="intra-op threads per process; null leaves PyTorch's choice", low=1)
+    num_workers: int = key(0, help="data-loader workers per process", low=0)
+
+    def precision(self) -> str:
+        """The name accelerate knows: "no", "bf16" or "fp16"."""
+        if self.amp is True:
+            cuda = self.device != "cpu" and torch.cuda.is_available()
+            return "no" if not cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "no" if self.amp is False else self.amp
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(DeviceConfig):
+    """Hyper-parameters of a training run."""
+
+    lr_sched: str = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
+    init_lr: float = key(1e-4, low=0.0, help="peak learning rate")
+    min_lr: float = key(1e-5, low=0.0, help="learning rate at the end")
+    warmup_lr: float = key(1e-6, low=0.0, help="learning rate at the start")
+    warmup_steps: int = key(0, low=0, unit="steps", help="length of the warm-up")
+    lr_decay_rate: float = key(0.9, low=0.0, help="factor per epoch of linear_warmup_step_lr")
+    weight_decay: float = key(0.05, low=0.0, help="decoupled weight decay")
+    decay: str = key("all", choices=DECAY_RULES, help="what decays: all (as published), or weight matrices only")
+    betas: list[float] = key([0.9, 0.999], help="AdamW's moments")
+    max_grad_norm: float | None = key(None, low=0.0, help="clip the gradient's norm; null does not clip")
+    max_epoch: int = key(1, low=1, unit="epochs", help="an epoch is iters_per_epoch steps, whatever the data's size")
+    iters_per_epoch: int = key(1000, low=1, unit="steps", help="optimiser steps per epoch")
+    max_steps: int | None = key(None, low=1, unit="steps", help="total; null is max_epoch x iters_per_epoch")
+    accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimiser step")
+    mixture: str = key("random", choices=("random", "round_robin"), help="how a step's dataset is chosen")
+    log_every: int = key(10, low=1, unit="steps", help="a line of metrics.jsonl every so often")
+    checkpoint_every: int = key(1000, low=1, unit="steps", help="a checkpoint every so often, and at the end")
+    keep_checkpoints: int = key(2, low=1, unit="checkpoints", help="older ones are removed")
+    validate_every: int = key(0, low=0, unit="steps", help="0 does not validate during training")
+    validate_batches: int | None = key(None, low=1, unit="batches", help="of each validation set; null takes all")
+    resume: str | None = key("auto", help="auto: the latest checkpoint of output_dir if there is one; a path; null")
+    loggers: list[str] = key(["jsonl", "tensorboard"], choices=("jsonl", "tensorboard", "wandb"), help="sinks")
+    max_bad_share: float = key(0.05, low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable")
+    compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"betas: two numbers are needed, found {self.betas}")
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than the whole run ({self.total_steps})")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.max_steps or self.max_epoch * self.iters_per_epoch

@@ -1,0 +1,52 @@
+"""Stage 1: each modality is aligned with language by captioning it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from chatbridge.common.registry import TASKS
+from chatbridge.common.schema import key
+from chatbridge.conversation.prompt import caption_segments
+from chatbridge.datasets.annotations import Record
+from chatbridge.datasets.dialogues import caption_of, sources_of
+from chatbridge.datasets.kinds import CAPTION, TaskKind
+from chatbridge.tasks.base import Rendered, Task
+
+
+@dataclass(kw_only=True)
+class AlignmentConfig:
+    max_txt_len: int = key(32, low=1, unit="tokens", help="of the caption, its end symbol included; media not counted")
+    end_sym: str = key("\n", help="closes a caption, and is learnt with it")
+    max_words: int | None = key(None, low=1, unit="words", help="longer captions are cut; null keeps them")
+    compat: str = key("default", choices=("default", "original"), help="original: its truncation and labels")
+
+
+@TASKS.register("alignment", config=AlignmentConfig)
+class AlignmentTask(Task):
+    """``[BOS][media rows][caption + end_sym]``, with the loss on caption and end symbol."""
+
+    budget = "text"
+
+    def __init__(self, config: AlignmentConfig):
+        self.config = config
+        self.max_txt_len = config.max_txt_len
+        self.compat = config.compat
+        self.stop = (config.end_sym,) if config.end_sym else ()
+
+    def check_kind(self, kind: TaskKind) -> None:
+        if kind.kind != CAPTION:
+            raise ValueError(f"the alignment task reads captions, not '{kind.name}'; use a kind such as 'ti-cap'")
+
+    def render(
+        self,
+        record: Record,
+        kind: TaskKind,
+        rng: random.Random | None = None,
+        item: int | None = None,
+        open: bool = False,
+    ) -> Rendered:
+        caption = None if open else caption_of(record, rng, self.config.max_words)
+        segments = caption_segments(sources_of(record, kind.modalities), caption, self.config.end_sym)
+        references = record.references or record.captions
+        return Rendered(record.id, segments, "", references, record.group)

@@ -1,0 +1,86 @@
+"""What every task is: a rule from an annotation to the pieces of text and the media slots that the model reads."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chatbridge.conversation.segments import Segment
+from chatbridge.conversation.tokens import TokenizedSample, tokenize
+from chatbridge.datasets.annotations import Record
+from chatbridge.datasets.kinds import TaskKind
+from chatbridge.processors.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One sample before tokenisation.
+
+    Attributes:
+        id: the record's, with the question's number where a record has several.
+        segments: pieces of text and slots.
+        question: what the human asked last, for reports.
+        references: acceptable answers.
+        group: the record's label for reports.
+    """
+
+    id: str
+    segments: list[Segment]
+    question: str = ""
+    references: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Task(ABC):
+    """A training objective's way of writing samples. The loss itself, cross-entropy, is the model's.
+
+    Attributes:
+        max_txt_len: the limit of `tokenize`, BOS not counted; budget: what it counts, "text" or "all" positions.
+        padding: the side on which training batches are padded.
+        compat: "default" or "original".
+        stop: texts that end a generated answer.
+    """
+
+    max_txt_len: int
+    budget: str = "all"
+    padding: str = "right"
+    compat: str = "default"
+    stop: tuple[str, ...] = ()
+
+    @abstractmethod
+    def render(
+        self,
+        record: Record,
+        kind: TaskKind,
+        rng: random.Random | None = None,
+        item: int | None = None,
+        open: bool = False,
+    ) -> Rendered:
+        """One sample of a record.
+
+        Args:
+            rng: draws among templates, captions and questions in training; None takes the first of each.
+            item: which question of a record with several.
+            open: leave the last answer out, for the model to give.
+        """
+
+    def items(self, record: Record, kind: TaskKind) -> Sequence[int | None]:
+        """The numbers of a record's questions that evaluation asks one by one; [None] where there is one."""
+        return range(len(record.pairs)) if kind.asks and len(record.pairs) > 1 else [None]
+
+    def check_kind(self, kind: TaskKind) -> None:
+        """Raise ValueError when this task cannot write samples of a kind."""
+
+    def tokenize(self, rendered: Rendered, tokenizer: Tokenizer, queries: Mapping[str, int]) -> TokenizedSample:
+        """Token ids, labels and slots of a sample, within this task's limit."""
+        return tokenize(
+            rendered.id,
+            rendered.segments,
+            tokenizer,
+            queries,
+            max_tokens=self.max_txt_len,
+            budget=self.budget,
+            compat=self.compat,
+        )

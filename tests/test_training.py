@@ -1,0 +1,108 @@
+"""The training loop on real files: it learns, logs, checkpoints, resumes, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+from chatbridge.common.checkpoint import find_latest, load_weights
+from tests import tiny
+
+
+def run(folder, tree, *options: str) -> int:
+    return train.main(["--cfg-path", str(tiny.write_yaml(folder, tree)), *(["--options", *options] if options else [])])
+
+
+def metrics(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["alignment", "instruction"])
+def test_a_run_learns_logs_and_checkpoints(tmp_path, task):
+    tree = tiny.make_config(tmp_path, task, max_steps=30, init_lr=5e-3)
+    assert run(tmp_path, tree) == 0
+    rows = metrics(tmp_path / "output")
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert {"step", "loss", "dataset", "lr"} <= rows[0].keys()
+    for name in tree["datasets"]:
+        losses = [row["loss"] for row in rows if row["dataset"] == name]
+        assert losses[-1] < losses[0] - 0.5
+    weights = load_weights(find_latest(tmp_path / "output"))
+    frozen = ("llm.", "bridges.vision.encoder.", "bridges.audio.encoder.", "bridges.vision.norm.")
+    assert weights and not any(name.startswith(frozen) for name in weights)
+    assert (tmp_path / "output" / "config.yaml").exists()
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    tree = tiny.make_config(tmp_path, max_steps=8, checkpoint_every=3)
+    for bridge in tree["model"]["bridges"].values():
+        bridge["perceiver"]["dropout"] = 0.1
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(tmp_path, tree, f"run.output_dir={whole}") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        from chatbridge.runners.training import TrainingRunner
+
+        original = TrainingRunner._train_step
+
+        def die(self, micro):
+            if self.step == 5:
+                raise OSError("the node went away")
+            return original(self, micro)
+
+        patch.setattr(TrainingRunner, "_train_step", die)
+        assert run(tmp_path, tree, f"run.output_dir={parts}") == 1
+    assert find_latest(parts).name == "step_00000003"
+    assert run(tmp_path, tree, f"run.output_dir={parts}") == 0
+    one, two = load_weights(find_latest(whole)), load_weights(find_latest(parts))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    keep = ("step", "loss", "dataset", "lr")
+    assert [[r[k] for k in keep] for r in metrics(whole)] == [[r[k] for k in keep] for r in metrics(parts)]
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    """Two batches of 4 in one step move the weights as one batch of 8 does: losses are weighed by tokens."""
+    tree = tiny.make_config(tmp_path, max_steps=3)
+    del tree["datasets"]["sounds"]
+    small, large = tmp_path / "small", tmp_path / "large"
+    assert run(tmp_path, tree, f"run.output_dir={small}", "run.accum_grad_iters=2") == 0
+    tree["datasets"]["images"]["batch_size"] = 8
+    assert run(tmp_path, tree, f"run.output_dir={large}") == 0
+    for a, b in zip(metrics(small), metrics(large), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["tokens"] == b["tokens"]
+
+
+def test_workers_do_not_change_the_numbers(tmp_path):
+    tree = tiny.make_config(tmp_path, max_steps=3)
+    for workers in (0, 2):
+        assert run(tmp_path, tree, f"run.output_dir={tmp_path / str(workers)}", f"run.num_workers={workers}") == 0
+    one, two = (metrics(tmp_path / name) for name in ("0", "2"))
+    assert [r["loss"] for r in one] == [r["loss"] for r in two]
+
+
+def test_validation_is_logged(tmp_path):
+    tree = tiny.make_config(tmp_path, max_steps=4, validate_every=2)
+    tree["validation"] = {"held_out": dict(tree["datasets"]["images"])}
+    assert run(tmp_path, tree) == 0
+    rows = [row for row in metrics(tmp_path / "output") if row["split"] == "validation"]
+    assert [(row["step"], row["dataset"]) for row in rows] == [(2, "held_out"), (4, "held_out")]
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """torchrun with 2 processes on CPU: same batches, same loss, same weights as one process."""
+    tree = tiny.make_config(tmp_path, max_steps=3)
+    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'one'}") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    command += ["train.py", "--cfg-path", str(tmp_path / "run.yaml"), "--options", f"run.output_dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], abs=1e-5)
+    weights = [load_weights(find_latest(tmp_path / name)) for name in ("one", "two")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,54 @@
+"""Train (or evaluate) what a YAML describes: ``torchrun --nproc_per_node=N train.py --cfg-path CFG``.
+
+Runs with and without torchrun. Exit status 0 when all went well, 1 with one clear message when not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from chatbridge import register_all
+from chatbridge.common.config import load_config
+from chatbridge.common.logging import setup_logging
+from chatbridge.common.registry import RUNNERS
+from chatbridge.runners.assembly import Assembly
+from chatbridge.runners.check import check
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="the run's YAML")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys, e.g. run.seed=1")
+    parser.add_argument("--check", action="store_true", help="validate everything that can be known without weights")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    setup_logging(main_process)
+    register_all()
+    try:
+        loaded = load_config(args.cfg_path, args.options)
+        assembly = Assembly(loaded)
+        if args.check:
+            return check(assembly)
+        loaded.require_paths()
+        RUNNERS.build(loaded.config.run, assembly).run()
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        if main_process:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
