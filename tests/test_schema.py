@@ -47,7 +47,12 @@ def errors(mapping: dict, folder="."):
 
 
 def test_a_good_one_round_trips():
-    mapping = {"steps": 3, "inner": {"rate": 1}, "colour": {"name": "blue", "depth": 2}, "many": {"x": {"kind": "blue"}}}
+    mapping = {
+        "steps": 3,
+        "inner": {"rate": 1},
+        "colour": {"name": "blue", "depth": 2},
+        "many": {"x": {"kind": "blue"}},
+    }
     config = bind(Outer, mapping)
     assert config.inner.rate == 1.0 and isinstance(config.inner.rate, float)
     assert COLOURS.build(config.colour) == ("blue", 2)

@@ -8,17 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 
 def setup_logging(main_process: bool) -> logging.Logger:
     """The package's logger: one line per message on stderr, warnings only on the other ranks."""
     logger = logging.getLogger("chatbridge")
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _BesideProgressBars()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
     return logger
+
+
+class _BesideProgressBars(logging.Handler):
+    """Writes a line to whatever stderr is at that moment, without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class MetricsLog:

@@ -31,6 +31,8 @@ MAX_TRIES = 10
 class Renderer(Protocol):
     """What a dataset asks of a task (see `chatbridge.tasks.base`)."""
 
+    compat: str
+
     def render(self, record: Record, kind: TaskKind, rng: Any, item: int | None, open: bool) -> Any: ...
     def items(self, record: Record, kind: TaskKind) -> Sequence[int | None]: ...
     def check_kind(self, kind: TaskKind) -> None: ...
@@ -83,7 +85,8 @@ class AnnotatedDataset:
         self.kinds = self._kinds(processors)
         self.media = MediaLoader(processors, config.media, config.cache_mb * 2**20)
         files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
-        lists = [AnnotationFile(file, self.kinds, config.invalid, answered=not open) for file in files]
+        compat = parts.task.compat
+        lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
         self.skipped = [line for records in lists for line in records.skipped]
         self._lists = lists
         self._places = [(n, i) for n, records in enumerate(lists) for i in range(len(records))][: config.limit]

@@ -2,6 +2,7 @@
 
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.config import TrainingConfig
+from chatbridge.runners.evaluation import EvaluationConfig, EvaluationRunner
 from chatbridge.runners.training import TrainingRunner
 
-__all__ = ["Assembly", "TrainingConfig", "TrainingRunner"]
+__all__ = ["Assembly", "EvaluationConfig", "EvaluationRunner", "TrainingConfig", "TrainingRunner"]

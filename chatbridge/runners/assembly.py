@@ -15,6 +15,7 @@ from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from chatbridge.datasets.builder import AnnotatedDataset, MixtureCollator, MixtureDataset, Parts
 from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.mixture import Mixture, MixtureSampler, Stream
+from chatbridge.processors.base import MediaProcessor
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
 from chatbridge.tasks.base import Task
 
@@ -40,7 +41,12 @@ class Assembly:
 
     @cached_property
     def processors(self) -> dict[str, Any]:
-        return {modality: PROCESSORS.build(config) for modality, config in self.config.processors.items()}
+        built = {modality: PROCESSORS.build(config) for modality, config in self.config.processors.items()}
+        for modality, processor in built.items():
+            if not isinstance(processor, MediaProcessor):
+                name = PROCESSORS.name_of(self.config.processors[modality])
+                raise ValueError(f"processors.{modality}: '{name}' reads text, not media files; name a media processor")
+        return built
 
     @property
     def queries(self) -> dict[str, int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
-from chatbridge.common.registry import TASKS
+from chatbridge.common.registry import PROCESSORS, TASKS
 from chatbridge.common.schema import key
 from chatbridge.conversation.prompt import caption_segments
 from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.dialogues import caption_of, sources_of
 from chatbridge.datasets.kinds import CAPTION, TaskKind
+from chatbridge.processors.text import CaptionTextConfig
 from chatbridge.tasks.base import Rendered, Task
 
 
@@ -18,7 +20,7 @@ from chatbridge.tasks.base import Rendered, Task
 class AlignmentConfig:
     max_txt_len: int = key(32, low=1, unit="tokens", help="of the caption, its end symbol included; media not counted")
     end_sym: str = key("\n", help="closes a caption, and is learnt with it")
-    max_words: int | None = key(None, low=1, unit="words", help="longer captions are cut; null keeps them")
+    caption: Any = key(CaptionTextConfig, registry=PROCESSORS, help="the text processor that cleans captions")
     compat: str = key("default", choices=("default", "original"), help="original: its truncation and labels")
 
 
@@ -30,6 +32,7 @@ class AlignmentTask(Task):
 
     def __init__(self, config: AlignmentConfig):
         self.config = config
+        self.clean = PROCESSORS.build(config.caption)
         self.max_txt_len = config.max_txt_len
         self.compat = config.compat
         self.stop = (config.end_sym,) if config.end_sym else ()
@@ -46,7 +49,7 @@ class AlignmentTask(Task):
         item: int | None = None,
         open: bool = False,
     ) -> Rendered:
-        caption = None if open else caption_of(record, rng, self.config.max_words)
+        caption = None if open else caption_of(record, rng, self.clean)
         segments = caption_segments(sources_of(record, kind.modalities), caption, self.config.end_sym)
         references = record.references or record.captions
         return Rendered(record.id, segments, "", references, record.group)

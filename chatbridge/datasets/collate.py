@@ -1,0 +1,143 @@
+"""Tokenised samples and their media to one `MultimodalBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.tokenizer import Tokenizer
+from chatbridge.conversation.tokens import TokenizedSample
+
+
+@dataclass(slots=True)
+class Example:
+    """A tokenised sample with what goes into its slots.
+
+    Attributes:
+        tokens: ids, labels and slots.
+        media: modality -> tensors [T, ...], one per medium, in the order of the sample's slots.
+        references: acceptable answers (evaluation).
+        group: free label that evaluation reports by.
+    """
+
+    tokens: TokenizedSample
+    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    references: list[str] = field(default_factory=list)
+    group: str = ""
+
+
+@dataclass
+class Collator:
+    """Pads samples to one length, puts BOS in front and stacks the media. Picklable, for data-loader workers.
+
+    Args:
+        bos_id: id put in front of every sample; None for models without one.
+        pad_id: id at padded positions (masked, never supervised).
+        padding: "right" (training) or "left" (generation).
+        compat: "original" with padding "left" is the original's stage 2: BOS in column 0, in front of the padding and
+            with the mask of the column behind it, so that padded rows do not see it; position ids are a plain
+            count of columns. With padding "right" both forms are the same.
+    """
+
+    bos_id: int | None
+    pad_id: int
+    padding: str = "right"
+    compat: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.padding not in ("left", "right"):
+            raise ValueError(f"padding is 'left' or 'right', not '{self.padding}'")
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, padding: str = "right", compat: str = "default") -> Collator:
+        """A collator with the ids of a tokenizer."""
+        return cls(tokenizer.bos_id, tokenizer.pad_id, padding, compat)
+
+    def __call__(self, examples: Sequence[Example], dataset: str = "") -> MultimodalBatch:
+        """One batch.
+
+        Raises:
+            ValueError: no examples; media that do not match the slots (with both counts); shapes that differ.
+        """
+        if not examples:
+            raise ValueError("a batch needs at least one sample")
+        media = _stack_media(examples)
+        modalities = sorted(media)
+        outside_bos = self.compat == "original" and self.padding == "left"
+        prefix = [] if self.bos_id is None or outside_bos else [self.bos_id]
+        length = max(len(example.tokens) for example in examples) + len(prefix)
+        ids_BL = torch.full((len(examples), length), self.pad_id, dtype=torch.int64)
+        mask_BL = torch.zeros_like(ids_BL)
+        labels_BL = torch.full_like(ids_BL, IGNORE)
+        slots_BL = torch.full_like(ids_BL, TEXT)
+        for row, example in enumerate(examples):
+            tokens = example.tokens
+            size = len(tokens) + len(prefix)
+            start = 0 if self.padding == "right" else length - size
+            ids_BL[row, start : start + size] = torch.tensor(prefix + tokens.input_ids, dtype=torch.int64)
+            mask_BL[row, start : start + size] = 1
+            start += len(prefix)
+            labels_BL[row, start : start + len(tokens)] = torch.tensor(tokens.labels, dtype=torch.int64)
+            for slot in tokens.slots:
+                first = start + slot.start
+                slots_BL[row, first : first + slot.length] = modalities.index(slot.modality)
+        batch = MultimodalBatch(
+            ids=[example.tokens.id for example in examples],
+            input_ids_BL=ids_BL,
+            attention_mask_BL=mask_BL,
+            labels_BL=labels_BL,
+            slots_BL=slots_BL,
+            media=media,
+            dataset=dataset,
+            references=[example.references for example in examples],
+            groups=[example.group for example in examples],
+        )
+        return _original_bos(batch, self.bos_id) if outside_bos else batch
+
+
+def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch:
+    """The batch with BOS in front of its left padding and plain position ids (golden README, stage 2 assembly)."""
+
+    def front(t: Tensor, column: Tensor) -> Tensor:
+        return torch.cat([column, t], dim=1)
+
+    if bos_id is not None:
+        column = torch.full_like(batch.input_ids_BL[:, :1], bos_id)
+        batch.input_ids_BL = front(batch.input_ids_BL, column)
+        batch.attention_mask_BL = front(batch.attention_mask_BL, batch.attention_mask_BL[:, :1])
+        batch.labels_BL = front(batch.labels_BL, torch.full_like(column, IGNORE))
+        batch.slots_BL = front(batch.slots_BL, torch.full_like(column, TEXT))
+    rows, length = batch.input_ids_BL.shape
+    batch.position_ids_BL = torch.arange(length).expand(rows, length).clone()
+    return batch
+
+
+def _stack_media(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Modality -> [N, T, ...], sample by sample, after the counts and shapes were compared."""
+    gathered: dict[str, list[Tensor]] = {}
+    for example in examples:
+        wanted: dict[str, int] = {}
+        for slot in example.tokens.slots:
+            wanted[slot.modality] = wanted.get(slot.modality, 0) + slot.count
+        for modality in wanted.keys() | example.media.keys():
+            given = len(example.media.get(modality, ()))
+            if given != wanted.get(modality, 0):
+                raise ValueError(
+                    f"sample '{example.tokens.id}' has slots for {wanted.get(modality, 0)} media of "
+                    f"'{modality}', but {given} were loaded"
+                )
+        for modality in wanted:
+            gathered.setdefault(modality, []).extend(example.media[modality])
+    return {modality: _stack(modality, tensors, examples) for modality, tensors in sorted(gathered.items())}
+
+
+def _stack(modality: str, tensors: list[Tensor], examples: Sequence[Example]) -> Tensor:
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) > 1:
+        names = ", ".join(example.tokens.id for example in examples)
+        raise ValueError(f"media of '{modality}' differ in shape within one batch: {sorted(shapes)} (samples {names})")
+    return torch.stack(tensors)

@@ -1,0 +1,170 @@
+"""From an annotation record to what is said: dialogues for stage 2, captions for stage 1."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chatbridge.conversation.dialogue import Dialogue, Source
+from chatbridge.conversation.templates import QUESTION, Templates
+from chatbridge.datasets.annotations import Record
+from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, ORIGINAL_PREFIXES, TaskKind
+from chatbridge.processors.text import pre_caption
+
+MAX_ENTRIES = 8
+"""Entries of a conversation that are kept: four exchanges, as in the original."""
+
+_ORIGINAL_TAGS = ("<image>", "<video>", "<audio>")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A dialogue with what evaluation needs beside it."""
+
+    id: str
+    dialogue: Dialogue
+    references: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass
+class DialogueMaker:
+    """Makes dialogues of one task kind from records.
+
+    Args:
+        kind: what is shown and asked.
+        templates: what the human says for captions, questions and OCR.
+        compat: "original" removes placeholder tags only beside a line break, and wants templates for the very task
+            name. (Its other data quirks are read with the annotations.)
+        names: words for modalities in templates, where they are not their own names.
+        max_entries: how many entries of a conversation are kept (None: all).
+    """
+
+    kind: TaskKind
+    templates: Templates
+    compat: str = "default"
+    names: Mapping[str, str] = field(default_factory=dict)
+    max_entries: int | None = MAX_ENTRIES
+
+    def __post_init__(self) -> None:
+        if self.compat == "original" and self.kind.prefix not in ORIGINAL_PREFIXES:
+            raise ValueError(f"the original cannot render task '{self.kind.name}'; use compat: default")
+        if self.kind.asks or self.kind.kind in (CAPTION, OCR):
+            self._templates()  # a missing list is found now, not at the first sample
+
+    def sample(self, record: Record, rng: random.Random | None = None, item: int | None = None) -> Sample:
+        """One sample of a record.
+
+        Args:
+            record: checked for this kind; an answer that is missing leaves the dialogue open.
+            rng: draws among captions, question-answer pairs, answers and templates (in this order); None takes the
+                first caption, pair and template, and the most frequent answer.
+            item: which caption or pair, instead of a draw.
+        """
+        if self.kind.asks:
+            return self._question(record, rng, item)
+        if self.kind.kind == CAPTION:
+            return self._caption(record, rng, item)
+        if self.kind.kind == OCR:
+            answer = ", ".join(record.ocr) if record.ocr else None
+            return self._single(record, self._prompt(None, rng), answer, [answer] if answer else [])
+        return self._conversation(record)
+
+    def all_samples(self, record: Record) -> list[Sample]:
+        """Every question of a record once, in order (evaluation); one sample for the other kinds."""
+        count = len(record.pairs) if self.kind.asks else 1
+        return [self.sample(record, None, item if count > 1 else None) for item in range(count)]
+
+    def _question(self, record: Record, rng: random.Random | None, item: int | None) -> Sample:
+        question, answers = record.pairs[item] if item is not None else _draw(record.pairs, rng)
+        answer = None
+        if answers:
+            answer = _draw(answers, rng) if rng is not None else Counter(answers).most_common(1)[0][0]
+        suffix = f"/{item}" if item is not None else ""
+        return self._single(record, self._prompt(question, rng), answer, answers, suffix)
+
+    def _caption(self, record: Record, rng: random.Random | None, item: int | None) -> Sample:
+        captions = record.captions
+        answer = None
+        if captions:
+            answer = captions[item] if item is not None else _draw(captions, rng)
+        return self._single(record, self._prompt(None, rng), answer, captions)
+
+    def _conversation(self, record: Record) -> Sample:
+        single = self.kind.kind in FIRST_PAIR
+        turns = record.turns[: 2 if single else self.max_entries]
+        exchanges = []
+        for place in range(0, len(turns), 2):
+            question = self._clean(turns[place][1])
+            answer = turns[place + 1][1] if place + 1 < len(turns) else None
+            exchanges.append((question, answer))
+        if len(exchanges) > 1 and exchanges[-1][1] is None:
+            exchanges.pop()  # a last question without an answer teaches nothing
+        dialogue = Dialogue.about(sources_of(record, self.kind.modalities), exchanges, chat=not single)
+        answer = exchanges[-1][1]
+        return self._sample(record, dialogue, [answer] if answer is not None else [])
+
+    def _single(
+        self, record: Record, prompt: str, answer: str | None, references: Sequence[str], suffix: str = ""
+    ) -> Sample:
+        dialogue = Dialogue.about(sources_of(record, self.kind.modalities), [(prompt, answer)])
+        return self._sample(record, dialogue, references, suffix)
+
+    def _sample(self, record: Record, dialogue: Dialogue, references: Sequence[str], suffix: str = "") -> Sample:
+        return Sample(record.id + suffix, dialogue, record.references or tuple(references), record.group)
+
+    def _prompt(self, question: str | None, rng: random.Random | None) -> str:
+        choices = self._templates()
+        text = choices[0] if rng is None else rng.choice(choices)
+        return text if question is None else text.replace(QUESTION, question)
+
+    def _templates(self) -> tuple[str, ...]:
+        names = [self.names.get(modality, modality) for modality in self.kind.modalities]
+        return self.templates.choices(self.kind.name, self.kind.kind, names, exact=self.compat == "original")
+
+    def _clean(self, text: str) -> str:
+        return clean_tags(text, self.kind.modalities, self.compat)
+
+
+def sources_of(record: Record, modalities: Sequence[str]) -> tuple[Source, ...]:
+    """What a record shows: real media where it names files, its descriptions where it has only those."""
+    sources = []
+    for modality in modalities:
+        files = record.files_of(modality)
+        text = None if files else record.descriptions[modality]
+        sources.append(Source(modality, max(1, len(files)), text))
+    return tuple(sources)
+
+
+def caption_of(record: Record, rng: random.Random | None = None, clean: Callable[[str], str] = pre_caption) -> str:
+    """A cleaned caption for stage 1: a random one of the list, or the first when `rng` is None.
+
+    Raises:
+        ValueError: when the record has none.
+    """
+    if not record.captions:
+        raise ValueError(f"record '{record.id}' has no caption (desc or caption) to align with")
+    return clean(_draw(record.captions, rng))
+
+
+def clean_tags(text: str, modalities: Sequence[str] = (), compat: str = "default") -> str:
+    """A question without tags such as ``<image>`` that stood for media in its source.
+
+    By default wherever they stand; "original" removes those of its three modalities, and only beside a line break.
+    """
+    tags = _ORIGINAL_TAGS
+    if compat != "original":
+        tags = (*tags, *(f"<{modality}>" for modality in modalities))
+    for tag in tags:
+        text = text.replace(tag + "\n", "").replace("\n" + tag, "")
+    if compat == "original":
+        return text
+    return re.sub("|".join(r"[ \t]*" + re.escape(tag) for tag in tags), "", text).strip()
+
+
+def _draw(items: Sequence, rng: random.Random | None):
+    """One of the items; no number is drawn where there is no choice."""
+    return items[0] if rng is None or len(items) == 1 else rng.choice(items)

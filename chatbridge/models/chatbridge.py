@@ -1,0 +1,300 @@
+"""ChatBridge (arXiv 2305.16103): frozen encoders joined to a frozen language model by trainable perceivers.
+
+Encode, perceive, fuse, decode. Stage 1 and stage 2 differ in their batches, not in this file. Shape letters:
+`chatbridge.common.batch`; K counts supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.registry import LLMS, MODELS
+from chatbridge.common.schema import key
+from chatbridge.models.bridge import Bridge, BridgeConfig
+from chatbridge.models.llm import Stop
+from chatbridge.models.weight_files import difference
+
+
+@dataclass(kw_only=True)
+class ChatBridgeConfig:
+    llm: Any = key(help="the frozen language model", registry=LLMS, usual="causal_lm")
+    bridges: dict[str, BridgeConfig] = key(help="the ways of media into it, by names of your choice")
+    share_perceivers: bool = key(
+        False, help="one Q-Former and one projection for all bridges, as published checkpoints"
+    )
+    freeze_perceivers: bool = key(False, help="train temporal embeddings and projections only")
+    weights: list[str] = key(
+        [], help="checkpoints to start from, in this order: ours, the original's, BLIP-2's", path=True
+    )
+    compat: str = key("default", help="'original': the published code's quirks too", choices=("default", "original"))
+
+
+@dataclass
+class Output:
+    """What `ChatBridge.forward` returns.
+
+    Attributes:
+        loss: mean cross-entropy over supervised tokens, fp32 scalar.
+        loss_sum: its numerator, for weighting by tokens over micro-batches and ranks.
+        supervised_tokens: its denominator, K.
+        sample_losses_B: the mean of each sample, 0 where nothing is supervised; detached.
+        sample_tokens_B: supervised tokens of each sample.
+        logits_KV: logits that predict the supervised tokens, row by row; only when asked for.
+    """
+
+    loss: Tensor
+    loss_sum: Tensor
+    supervised_tokens: int
+    sample_losses_B: Tensor
+    sample_tokens_B: Tensor
+    logits_KV: Tensor | None = None
+
+
+@MODELS.register("chatbridge", config=ChatBridgeConfig)
+class ChatBridge(nn.Module):
+    """The whole model; only perceivers, adapters, temporal embeddings and projections learn.
+
+    Args:
+        config: the parts.
+        llm: a language model already in memory, instead of the one `config.llm` names.
+
+    Raises:
+        ValueError: for parts that do not go together, and weights that do not fit.
+    """
+
+    def __init__(self, config: ChatBridgeConfig, llm: nn.Module | None = None):
+        super().__init__()
+        self.compat = config.compat
+        self.llm = llm if llm is not None else LLMS.build(config.llm)
+        self.bridges = nn.ModuleDict()
+        self._route: dict[str, str] = {}
+        shared: Bridge | None = None
+        for name, bridge_config in config.bridges.items():
+            self._enter(name, bridge_config.modalities)
+            self.bridges[name] = Bridge(bridge_config, self.llm.width, shared)
+            if config.share_perceivers and shared is None:
+                shared = self.bridges[name]
+        if not self._route:
+            raise ValueError("model.bridges is empty; a model needs at least one bridge with one modality")
+        if config.freeze_perceivers:
+            for bridge in self.bridges.values():
+                bridge.freeze_perceiver()
+        if self.device.type != "meta":
+            self._start(config)
+
+    def _enter(self, name: str, modalities: list[str]) -> None:
+        if not name.isidentifier():
+            raise ValueError(f"bridge '{name}': take a name of letters, digits and underscores")
+        if not modalities:
+            raise ValueError(f"bridge '{name}' serves no modality; list at least one under modalities")
+        for modality in modalities:
+            if modality in self._route:
+                raise ValueError(f"bridges '{self._route[modality]}' and '{name}' both serve '{modality}'; keep one")
+            self._route[modality] = name
+
+    def _start(self, config: ChatBridgeConfig) -> None:
+        """Scales and weights, for which tensors must be real."""
+        from chatbridge.models.adapters import load_checkpoint
+
+        for name, bridge_config in config.bridges.items():
+            if bridge_config.projection_scale == "auto":
+                self.bridges[name].scale_projection(self.llm.embedding_norm())
+        for path in config.weights:
+            load_checkpoint(self, path)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.bridges.values())).projection.weight.device
+
+    @property
+    def queries(self) -> dict[str, int]:
+        """Rows that one medium of each modality becomes."""
+        return {modality: self.bridges[name].num_queries for modality, name in self._route.items()}
+
+    def bridge_of(self, modality: str) -> Bridge:
+        """The bridge that serves a modality. Raises ValueError when there is none."""
+        if modality not in self._route:
+            known = ", ".join(sorted(self._route))
+            raise ValueError(
+                f"no bridge serves '{modality}'; this model knows {known}; add it to a bridge's modalities"
+            )
+        return self.bridges[self._route[modality]]
+
+    def train(self, mode: bool = True) -> ChatBridge:
+        """Frozen parts stay in eval mode (each sees to it itself), so that only perceivers drop out."""
+        super().train(mode)
+        if self.compat == "original":
+            nn.Module.train(self.llm, mode)  # of no effect for LLaMA, which has no dropout
+        return self
+
+    def encode(self, modality: str, media_NT: Tensor) -> Tensor:
+        """Media [N, T, ...] to rows [N, Q, D]."""
+        return self.bridge_of(modality)(media_NT)
+
+    def fuse(self, batch: MultimodalBatch) -> Tensor:
+        """Embeddings [B, L, D] of a batch: tokens from the language model's table, media from their bridges.
+
+        Raises:
+            ValueError: when the positions kept for a modality are not as many as the rows its media give.
+        """
+        counts_MB = _positions_per_modality(batch)
+        embeds_BLD = self.llm.embed(batch.input_ids_BL)
+        for modality, counts_B in zip(batch.modalities, counts_MB, strict=True):
+            media, queries = batch.media[modality], self.bridge_of(modality).num_queries
+            if self.compat != "original":
+                _check_counts(batch.ids, modality, counts_B, len(media), queries)
+            mask_BL = batch.slot_mask_BL(modality)
+            rows_ND = self.encode(modality, media).flatten(0, 1)
+            if sum(counts_B) != len(rows_ND):
+                rows_ND = _cut_as_text(rows_ND, mask_BL, modality)
+            embeds_BLD = embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), rows_ND.to(embeds_BLD.dtype))
+        return self._blank_left_padding(embeds_BLD, batch) if self.compat == "original" else embeds_BLD
+
+    def _blank_left_padding(self, embeds_BLD: Tensor, batch: MultimodalBatch) -> Tensor:
+        """The original pads on the left with zeros, behind BOS; nothing visible depends on it."""
+        left_BL = batch.attention_mask_BL.cumsum(1) == 0
+        padding_BL = left_BL & torch.isin(batch.input_ids_BL, batch.input_ids_BL.new_tensor(self.llm.eos_ids))
+        return embeds_BLD.masked_fill(padding_BL.unsqueeze(-1), 0.0)
+
+    def forward(self, batch: MultimodalBatch, return_logits: bool = False) -> Output:
+        """Loss of a batch. A batch without one supervised token has loss 0 (compat original: nan), gradients 0."""
+        embeds_BLD = self.fuse(batch)
+        keep_BL = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
+        keep_BL[:, :-1] = batch.labels_BL[:, 1:] != IGNORE
+        sample_tokens_B = keep_BL.sum(1)
+        supervised = int(sample_tokens_B.sum())
+        if supervised == 0:
+            zero = embeds_BLD.float().sum() * 0.0
+            loss = zero + float("nan") if self.compat == "original" else zero
+            return Output(loss, zero, 0, torch.zeros_like(sample_tokens_B, dtype=torch.float32), sample_tokens_B)
+        logits_KV = self.llm.logits_at(embeds_BLD, batch.attention_mask_BL, _positions(batch), keep_BL)
+        targets_K = batch.labels_BL[:, 1:][keep_BL[:, :-1]]
+        losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
+        rows_K = keep_BL.nonzero()[:, 0]
+        sums_B = torch.zeros(len(keep_BL), device=losses_K.device).index_add(0, rows_K, losses_K.detach())
+        total = losses_K.sum()
+        return Output(
+            loss=total / supervised,
+            loss_sum=total,
+            supervised_tokens=supervised,
+            sample_losses_B=sums_B / sample_tokens_B.clamp_min(1),
+            sample_tokens_B=sample_tokens_B,
+            logits_KV=logits_KV if return_logits else None,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: MultimodalBatch,
+        max_new_tokens: int,
+        num_beams: int = 1,
+        do_sample: bool = False,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        stop: Stop | None = None,
+        seed: int | None = None,
+        streamer: Any = None,
+    ) -> list[list[int]]:
+        """New token ids of every sample, without the end token.
+
+        Args:
+            batch: left-padded prompts.
+            stop: told one row's new ids, says whether that row is finished.
+
+        Raises:
+            ValueError: when the batch is padded on the right.
+        """
+        if not bool(batch.attention_mask_BL[:, -1].all()):
+            raise ValueError("prompts for generation must be padded on the left; collate them for generation")
+        was_training = self.training
+        self.eval()
+        try:
+            if self.compat == "original":  # the published code leaves the Q-Former's dropout on here
+                for bridge in self.bridges.values():
+                    bridge.perceiver.train()
+            ids = self.llm.generate(
+                self.fuse(batch),
+                batch.attention_mask_BL,
+                max_new_tokens,
+                num_beams=num_beams,
+                do_sample=do_sample,
+                top_p=top_p,
+                temperature=temperature,
+                stop=stop,
+                seed=seed,
+                streamer=streamer,
+            )
+        finally:
+            self.train(was_training)
+        return [self.llm.trim(row, stop) for row in ids.tolist()]
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trainable tensors by name, each once (a shared one under the first bridge that has it)."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable(self, state: Mapping[str, Tensor], where: str = "checkpoint") -> None:
+        """Fill the trainable tensors from what `trainable_state` gave.
+
+        Raises:
+            ValueError: listing every missing, unexpected and misshapen tensor; nothing is loaded then.
+        """
+        own = self.trainable_state()
+        problems = difference(own, state)
+        if problems:
+            raise ValueError(f"{where} is of another architecture: {'; '.join(problems)}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _positions_per_modality(batch: MultimodalBatch) -> list[list[int]]:
+    """For each of the batch's modalities, its positions in every sample; one wait for the device, not one each."""
+    known = len(batch.modalities)
+    slots_BL = (batch.slots_BL - TEXT).clamp_max(known + 1)
+    counts = slots_BL.new_zeros(len(slots_BL), known + 2).scatter_add_(1, slots_BL, torch.ones_like(slots_BL))
+    _, *counts_MB, stray_B = counts.T.tolist()
+    if any(stray_B):
+        raise ValueError(
+            f"the text has slots for more modalities than the batch holds media of "
+            f"({', '.join(batch.modalities) or 'none'}); samples {', '.join(batch.ids)}"
+        )
+    return counts_MB
+
+
+def _check_counts(ids: list[str], modality: str, counts_B: list[int], media: int, queries: int) -> None:
+    positions = sum(counts_B)
+    if positions != media * queries:
+        raise ValueError(
+            f"{modality}: {positions} positions in the text for {media * queries} rows ({media} media of {queries} "
+            f"queries); samples {', '.join(ids)}"
+        )
+    for name, count in zip(ids, counts_B, strict=True):
+        if count % queries:
+            raise ValueError(f"{modality}: sample '{name}' has {count} positions, not a multiple of {queries} queries")
+
+
+def _positions(batch: MultimodalBatch) -> Tensor:
+    """The batch's position ids, or those that count visible positions only."""
+    if batch.position_ids_BL is not None:
+        return batch.position_ids_BL
+    return (batch.attention_mask_BL.cumsum(1) - 1).clamp_min(0)
+
+
+def _cut_as_text(rows_ND: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+    """Rows that are left where the original's truncation cut into media: the first ones of every sample.
+
+    It has equally many media in every sample of a batch, which is what tells whose rows are whose.
+    """
+    kept_B = mask_BL.sum(1)
+    each, rest = divmod(len(rows_ND), len(kept_B))
+    if rest or bool((kept_B > each).any()):
+        raise ValueError(f"{modality}: {int(kept_B.sum())} positions in the text for {len(rows_ND)} rows")
+    keep = torch.arange(each, device=rows_ND.device) < kept_B[:, None]
+    return rows_ND.unflatten(0, (len(kept_B), each))[keep]

@@ -1,0 +1,264 @@
+"""BEATs, the audio encoder (BEATs: Audio Pre-Training with Acoustic Tokenizers, arXiv 2212.09058).
+
+Spectrogram patches -> convolutional position embedding -> post-norm transformer with deep-norm residuals
+(DeepNet, arXiv 2203.00555) and gated relative position bias (WavLM, arXiv 2110.13900, section 3.1). No padding mask:
+ChatBridge lets zero padding be attended.
+
+Tensors are named as in the published files. The bucket table that all layers share is written once, under layer 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatbridge.common.registry import ENCODERS
+from chatbridge.common.schema import key
+from chatbridge.models.weight_files import DTYPES, load_exactly, read_weights
+
+TABLE = "self_attn.relative_attention_bias.weight"
+PATCH_BINS = 16
+
+
+@dataclass(kw_only=True)
+class BeatsConfig:
+    """Defaults: BEATs_iter3_plus_AS2M, the self-supervised model."""
+
+    patch_size: int = key(PATCH_BINS, help="side of a square patch", unit="frames and mel bins", low=1)
+    patch_width: int = key(512, help="width of a patch before it is projected to the encoder's width", low=1)
+    width: int = key(768, help="width of a token", low=1)
+    depth: int = key(12, help="transformer layers", low=1)
+    heads: int = key(12, help="attention heads", low=1)
+    ffn_width: int = key(3072, help="width of the feed-forward layers", low=1)
+    conv_pos: int = key(128, help="kernel of the position convolution", unit="tokens", low=1)
+    conv_pos_groups: int = key(16, help="groups of the position convolution", low=1)
+    num_buckets: int = key(320, help="buckets of relative distance", low=4)
+    max_distance: int = key(800, help="distance from which on all share a bucket", unit="tokens", low=1)
+    deep_norm: bool = key(True, help="scale residuals by (2 * depth) ** 0.25")
+    dropout: float = key(0.0, help="dropout after attention and feed-forward, for pre-training", low=0.0, high=1.0)
+    weights: str | None = key(None, help="weight file (BEATs_iter3_plus_AS2M.pt)", path=True)
+    dtype: str = key("float32", help="precision of the weights", choices=tuple(DTYPES))
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
+        if self.width % self.conv_pos_groups:
+            raise ValueError(f"width {self.width} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
+
+    @classmethod
+    def from_published(cls, cfg: dict[str, Any]) -> BeatsConfig:
+        """The configuration that the ``cfg`` of a published file stands for.
+
+        Raises:
+            ValueError: when the file's architecture is one that ChatBridge does not use (pre-norm, no gate, ...).
+        """
+        needed = {
+            "layer_norm_first": False,
+            "relative_position_embedding": True,
+            "gru_rel_pos": True,
+            "conv_bias": False,
+            "activation_fn": "gelu",
+        }
+        for name, value in needed.items():
+            if cfg.get(name, value) != value:
+                raise ValueError(f"audio weights with {name}={cfg[name]!r} are not supported, only {value!r}")
+        return cls(**{ours: cfg[theirs] for ours, theirs in PUBLISHED_NAMES.items() if theirs in cfg})
+
+
+PUBLISHED_NAMES = {
+    "patch_size": "input_patch_size",
+    "patch_width": "embed_dim",
+    "width": "encoder_embed_dim",
+    "depth": "encoder_layers",
+    "heads": "encoder_attention_heads",
+    "ffn_width": "encoder_ffn_embed_dim",
+    "conv_pos": "conv_pos",
+    "conv_pos_groups": "conv_pos_groups",
+    "num_buckets": "num_buckets",
+    "max_distance": "max_distance",
+    "deep_norm": "deep_norm",
+}
+"""Our configuration keys, and what the published files call them."""
+
+
+@ENCODERS.register("beats", config=BeatsConfig)
+class Beats(nn.Module):
+    """Filter banks to tokens.
+
+    Attributes:
+        width: E, the width of a token.
+    """
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.width = config.width
+        self.dtype = DTYPES[config.dtype]
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv2d(1, config.patch_width, kernel_size=patch, stride=patch, bias=False)
+        self.layer_norm = nn.LayerNorm(config.patch_width)
+        self.post_extract_proj = (
+            nn.Linear(config.patch_width, config.width) if config.patch_width != config.width else None
+        )
+        self.encoder = Encoder(config)
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.fit_state(state, prefix))
+        if config.weights is not None and self.layer_norm.weight.device.type != "meta":
+            load_exactly(self, beats_state(read_weights(config.weights), config), f"audio weights '{config.weights}'")
+        self.to(self.dtype)
+
+    def forward(self, fbank: Tensor) -> Tensor:
+        """Normalised filter banks [M, frames, mel bins] to tokens [M, S, E].
+
+        S = (frames // patch) * (bins // patch), one time step after the other, low bins first.
+        """
+        patches = self.patch_embedding(fbank.to(self.dtype).unsqueeze(1))
+        x = self.layer_norm(patches.flatten(2).transpose(1, 2))
+        if self.post_extract_proj is not None:
+            x = self.post_extract_proj(x)
+        return self.encoder(x)
+
+    def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Before loading, in place: the copies of the shared table go, weight norm gets its old names.
+
+        Raises:
+            ValueError: when the copies differ.
+        """
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            name = f"{prefix}encoder.pos_conv.0.parametrizations.weight.{new}"
+            if name in state:
+                state[f"{prefix}encoder.pos_conv.0.{old}"] = state.pop(name)
+        own = f"{prefix}encoder.layers.0.{TABLE}"
+        for index in range(1, len(self.encoder.layers)):
+            copy = state.pop(f"{prefix}encoder.layers.{index}.{TABLE}", None)
+            if copy is not None and own in state and not torch.equal(copy, state[own]):
+                raise ValueError(
+                    f"layers 0 and {index} of the audio weights hold different {TABLE}; in BEATs all share one table"
+                )
+
+
+class Encoder(nn.Module):
+    """Position convolution, norm, layers; no norm at the end."""
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.pos_conv = nn.ModuleList([PositionConv(config.width, config.conv_pos, config.conv_pos_groups)])
+        self.layer_norm = nn.LayerNorm(config.width)
+        self.layers = nn.ModuleList([Layer(config, owns_table=i == 0) for i in range(config.depth)])
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.layer_norm(x + self.pos_conv[0](x)))
+        bias = self.layers[0].self_attn.position_bias(x.shape[1])
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+
+class PositionConv(nn.Module):
+    """Grouped convolution over time whose kernel is normalised per tap (weight norm over the kernel axis), GELU."""
+
+    def __init__(self, width: int, kernel: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.weight_v = nn.Parameter(torch.empty(width, width // groups, kernel))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.weight_v, std=math.sqrt(4 / (kernel * width)))
+        self.weight_g = nn.Parameter(self.weight_v.detach().norm(dim=(0, 1), keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight_v.shape[-1]
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
+        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
+        # An even kernel padded on both sides gives one step too many: the last one goes.
+        return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each followed by its norm; residuals scaled up (deep norm)."""
+
+    def __init__(self, config: BeatsConfig, owns_table: bool):
+        super().__init__()
+        self.residual = (2 * config.depth) ** 0.25 if config.deep_norm else 1.0
+        self.self_attn = Attention(config, owns_table)
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.fc1 = nn.Linear(config.width, config.ffn_width)
+        self.fc2 = nn.Linear(config.ffn_width, config.width)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        gain = (8 * config.depth) ** -0.25 if config.deep_norm else 1.0  # DeepNet, section 4.1
+        for linear in (self.self_attn.v_proj, self.self_attn.out_proj, self.fc1, self.fc2):
+            nn.init.xavier_normal_(linear.weight, gain=gain)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = self.self_attn_layer_norm(x * self.residual + self.dropout(self.self_attn(x, bias)))
+        return self.final_layer_norm(x * self.residual + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
+
+
+class Attention(nn.Module):
+    """Self-attention whose relative position bias is gated by the query (WavLM, eq. 4-6)."""
+
+    def __init__(self, config: BeatsConfig, owns_table: bool):
+        super().__init__()
+        self.heads = config.heads
+        self.num_buckets, self.max_distance = config.num_buckets, config.max_distance
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+        self.grep_linear = nn.Linear(config.width // config.heads, 8)
+        self.grep_a = nn.Parameter(torch.ones(1, config.heads, 1, 1))
+        if owns_table:
+            self.relative_attention_bias = nn.Embedding(config.num_buckets, config.heads)
+            nn.init.normal_(self.relative_attention_bias.weight, std=0.02)
+
+    def position_bias(self, length: int) -> Tensor:
+        """[1, heads, S, S] from the table; only the layer that owns it has this."""
+        table = self.relative_attention_bias
+        position = torch.arange(length, device=table.weight.device)
+        buckets = relative_buckets(position[None, :] - position[:, None], self.num_buckets, self.max_distance)
+        return table(buckets).permute(2, 0, 1).unsqueeze(0)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # The 8 gate channels are two groups of 4, summed, as in the published weights.
+        update, reset = torch.sigmoid(self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
+        gate = update * (reset * self.grep_a - 1.0) + 2.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(gate * bias).to(q.dtype))
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each relative distance, key minus query (T5, arXiv 1910.10683, bidirectional).
+
+    Half of the buckets serve either sign; of these, half are single distances and half grow logarithmically up to
+    `max_distance`, beyond which everything shares the last one.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    log = torch.log(size.float().clamp_min(1) / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + log.to(torch.long)).clamp_max(half - 1)
+    return (distance > 0).long() * half + torch.where(size < exact, size, far)
+
+
+def beats_state(payload: dict[str, Any], config: BeatsConfig) -> dict[str, Tensor]:
+    """The tensors of a published file ``{"cfg", "model"}`` (or of a bare dictionary), without the classifier.
+
+    Raises:
+        ValueError: when the file's ``cfg`` states another architecture than `config`.
+    """
+    cfg = payload.get("cfg")
+    if isinstance(cfg, dict):
+        theirs = BeatsConfig.from_published(cfg)
+        other = [k for k in PUBLISHED_NAMES if getattr(theirs, k) != getattr(config, k)]
+        if other:
+            told = ", ".join(f"{k} is {getattr(theirs, k)} there and {getattr(config, k)} here" for k in other)
+            raise ValueError(f"audio weights of another architecture: {told}")
+    state = payload.get("model", payload)
+    return {k: v for k, v in state.items() if not k.startswith("predictor.")}

@@ -1,0 +1,141 @@
+"""EVA-ViT, the vision encoder (EVA, arXiv 2211.07636; the giant CLIP model of EVA-CLIP, arXiv 2303.15389).
+
+The blocks are timm's. ChatBridge takes the tokens of the block before the last one, CLS included, without a final
+norm: 39 of the giant model's 40 blocks.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from chatbridge.common.registry import ENCODERS
+from chatbridge.common.schema import key
+from chatbridge.models.weight_files import DTYPES, load_exactly, read_weights
+
+
+@dataclass(kw_only=True)
+class EvaVitConfig:
+    """Defaults: EVA-ViT-G as BLIP-2 and ChatBridge use it."""
+
+    image_size: int = key(224, help="side of the square input", unit="pixels", low=1)
+    patch_size: int = key(14, help="side of a patch", unit="pixels", low=1)
+    width: int = key(1408, help="width of a token", low=1)
+    depth: int = key(39, help="transformer blocks", low=1)
+    heads: int = key(16, help="attention heads", low=1)
+    mlp_ratio: float = key(4.3637, help="MLP width over token width (rounded down)")
+    drop_path: float = key(0.0, help="stochastic depth of the last block, for pre-training", low=0.0, high=1.0)
+    weights: str | None = key(None, help="weight file (eva_vit_g.pth, a timm or EVA-CLIP file)", path=True)
+    dtype: str = key("float32", help="precision of the convolution and matrices", choices=tuple(DTYPES))
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+@ENCODERS.register("eva_vit", config=EvaVitConfig)
+class EvaVit(Eva):
+    """Pictures to tokens; tensors are named as in the published files.
+
+    Attributes:
+        width: E, the width of a token.
+        tokens: S, tokens per picture: CLS, then the patches row by row.
+    """
+
+    def __init__(self, config: EvaVitConfig):
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            drop_path_rate=config.drop_path,
+            num_classes=0,
+            global_pool="token",
+            use_post_transformer_norm=False,
+        )
+        self.width = config.width
+        self.tokens = self.pos_embed.shape[1]
+        self.dtype = DTYPES[config.dtype]
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.fit_state(state, prefix))
+        if config.weights is not None and self.pos_embed.device.type != "meta":
+            state = eva_state(read_weights(config.weights), config.depth)
+            load_exactly(self, state, f"vision weights '{config.weights}'")
+        if self.dtype != torch.float32:
+            halve_matrices(self, self.dtype)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pictures [M, 3, H, W] to tokens [M, S, E], those of the last block."""
+        # Norms, biases and embeddings stay fp32 beside half matrices, so the types meet under autocast only.
+        half = self.dtype != torch.float32
+        with torch.autocast(pixels.device.type, dtype=self.dtype) if half else nullcontext():
+            return self.forward_features(pixels)
+
+    def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Before loading: a file made for another image size brings its positions to this one's grid, in place."""
+        given = state.get(prefix + "pos_embed")
+        if given is not None and given.dim() == 3 and given.shape[1] != self.tokens:
+            state[prefix + "pos_embed"] = interpolate_pos_embed(given, self.patch_embed.grid_size)
+
+
+def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings of a square grid, resampled (bicubic) to another grid of patches.
+
+    Args:
+        pos_embed: [1, 1 + n * n, E], CLS first.
+        grid: rows and columns wanted.
+
+    Returns:
+        [1, 1 + rows * columns, E] with the position of CLS unchanged.
+
+    Raises:
+        ValueError: when the given positions are not those of a square grid.
+    """
+    cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise ValueError(f"pos_embed holds {patches.shape[1]} patch positions, which is not a square grid")
+    image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=tuple(grid), mode="bicubic", align_corners=False)
+    return torch.cat([cls, image.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
+
+
+def halve_matrices(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert weights and biases of convolutions and linear layers; norms, q/v biases, CLS, positions stay."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            module.to(dtype)
+
+
+def eva_state(payload: dict[str, Any], depth: int) -> dict[str, Tensor]:
+    """A published file's tensors under this module's names: prefixes off, unused blocks, final norm and head dropped.
+
+    Raises:
+        ValueError: when the file has fewer blocks than `depth`.
+    """
+    state = payload.get("model", payload.get("state_dict", payload))
+    for prefix in ("visual.trunk.", "visual."):
+        if any(k.startswith(prefix) for k in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    kept, blocks = {}, 0
+    for name, value in state.items():
+        if name.startswith(("norm.", "fc_norm.", "head.")):
+            continue
+        if name.startswith("blocks."):
+            index = int(name.split(".")[1])
+            blocks = max(blocks, index + 1)
+            if index >= depth:
+                continue
+        kept[name] = value
+    if blocks < depth:
+        raise ValueError(f"the vision weights hold {blocks} blocks and depth is {depth}; lower depth or take others")
+    return kept

@@ -1,0 +1,125 @@
+"""The Q-Former (BLIP-2, arXiv 2301.12597, section 3.1), query side only.
+
+Learned queries attend to each other in every layer and to the encoder's tokens in every second one. Tensors are named
+as in the BLIP-2 checkpoints; the text side, which ChatBridge never uses, does not exist here.
+
+Shape letters: see `chatbridge.common.batch`; here S counts all the tokens that the queries look at.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-12
+"""Layer norm's epsilon, BERT's."""
+
+
+class QFormer(nn.Module):
+    """Queries [N, Q, P] and encoder tokens [N, S, E] to [N, Q, P].
+
+    Args:
+        width: P. layers, heads, intermediate: depth, attention heads and feed-forward width.
+        encoder_width: E. cross_attention_every: layers 0, n, 2n, ... look at the encoder's tokens.
+        dropout: of attention weights and of every block's output.
+    """
+
+    def __init__(
+        self,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        intermediate: int = 3072,
+        encoder_width: int = 1408,
+        cross_attention_every: int = 2,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"perceiver width {width} is not a multiple of its heads {heads}; choose one that is")
+        stack = nn.ModuleList(
+            Layer(width, heads, intermediate, encoder_width if i % cross_attention_every == 0 else None, dropout)
+            for i in range(layers)
+        )
+        # BLIP-2's names: bert.embeddings.LayerNorm, bert.encoder.layer.N...
+        embeddings = nn.ModuleDict({"LayerNorm": nn.LayerNorm(width, eps=EPS)})
+        self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": stack})})
+        self.dropout = nn.Dropout(dropout)
+        self.apply(_init)
+
+    def forward(self, queries_NQP: Tensor, tokens_NSE: Tensor, mask_NS: Tensor | None = None) -> Tensor:
+        """`mask_NS` is 1 at tokens that may be looked at; None means all of them."""
+        bias = None
+        if mask_NS is not None:
+            # The dtype's minimum rather than -inf: a row with nothing to look at stays finite, as in the original.
+            low = torch.finfo(queries_NQP.dtype).min
+            bias = torch.zeros(mask_NS.shape, dtype=queries_NQP.dtype, device=mask_NS.device)
+            bias = bias.masked_fill(mask_NS == 0, low)[:, None, None, :]
+        x = self.dropout(self.bert["embeddings"]["LayerNorm"](queries_NQP))
+        for layer in self.bert["encoder"]["layer"]:
+            x = layer(x, tokens_NSE, bias)
+        return x
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention (where the layer has one), feed-forward; post-norm."""
+
+    def __init__(self, width: int, heads: int, intermediate: int, encoder_width: int | None, dropout: float):
+        super().__init__()
+        self.attention = Attention(width, width, heads, dropout)
+        self.crossattention = None if encoder_width is None else Attention(width, encoder_width, heads, dropout)
+        self.intermediate_query = nn.ModuleDict({"dense": nn.Linear(width, intermediate)})
+        self.output_query = Output(intermediate, width, dropout)
+
+    def forward(self, x: Tensor, tokens_NSE: Tensor, bias: Tensor | None) -> Tensor:
+        x = self.attention(x, x, None)
+        if self.crossattention is not None:
+            x = self.crossattention(x, tokens_NSE, bias)
+        return self.output_query(F.gelu(self.intermediate_query["dense"](x)), x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention from `x` to `tokens`, then projection, residual and norm."""
+
+    def __init__(self, width: int, token_width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.p = heads, dropout
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(width, width),
+                "key": nn.Linear(token_width, width),
+                "value": nn.Linear(token_width, width),
+            }
+        )
+        self.output = Output(width, width, dropout)
+
+    def forward(self, x: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (
+            self.self[name](source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, source in (("query", x), ("key", tokens), ("value", tokens))
+        )
+        if bias is not None:
+            bias = bias.to(q.dtype).clamp_min(torch.finfo(q.dtype).min)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.p if self.training else 0.0)
+        return self.output(y.transpose(1, 2).flatten(2), x)
+
+
+class Output(nn.Module):
+    """Projection, residual, norm."""
+
+    def __init__(self, width_in: int, width: int, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(width_in, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+def _init(module: nn.Module) -> None:
+    """BERT's initialisation."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,23 @@
+"""A file on disk to a tensor (image, video, audio), and text to token ids."""
+
+from chatbridge.processors.audio import AudioConfig, AudioProcessor
+from chatbridge.processors.base import Blob, MediaError, MediaProcessor
+from chatbridge.processors.image import ImageConfig, ImageProcessor
+from chatbridge.processors.media import MediaLoader
+from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
+from chatbridge.processors.video import VideoConfig, VideoProcessor
+
+__all__ = [
+    "AudioConfig",
+    "AudioProcessor",
+    "Blob",
+    "ImageConfig",
+    "ImageProcessor",
+    "MediaError",
+    "MediaLoader",
+    "MediaProcessor",
+    "Tokenizer",
+    "VideoConfig",
+    "VideoProcessor",
+    "load_tokenizer",
+]

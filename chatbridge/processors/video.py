@@ -1,0 +1,88 @@
+"""Videos: a file, or a folder of frames -> float32 [T, 3, H, W]."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from chatbridge.common.registry import PROCESSORS
+from chatbridge.common.schema import key
+from chatbridge.processors.base import MediaError, Source
+from chatbridge.processors.image import IMAGE_EXTENSIONS
+from chatbridge.processors.pixels import PixelConfig, PixelTransform, read_rgb
+from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
+from chatbridge.processors.video_files import read_frames
+
+VIDEO_EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
+
+
+@dataclass(kw_only=True)
+class VideoConfig(PixelConfig):
+    """Keys of the video processor."""
+
+    num_frames: int = key(4, help="frames taken from a video", unit="frames", low=1)
+    train_sampling: str = key(
+        "groups",
+        choices=("groups", "uniform", "headtail"),
+        help="groups: a random frame of each of num_frames equal parts; uniform: the first frame of each; "
+        "headtail: random frames, as many from the first as from the second half",
+    )
+    eval_sampling: str = key(
+        "uniform",
+        choices=("groups", "uniform"),
+        help="for video files, as above but with the middle frame of a group; folders of frames always use groups",
+    )
+
+
+@PROCESSORS.register("video", config=VideoConfig)
+class VideoProcessor:
+    """A video file that decord reads, or a folder of pictures in name order -> [num_frames, 3, size, size].
+
+    A video with fewer frames repeats its last one. In evaluation the original lets the decoder resize; here the
+    frames go through the same bicubic resampling as pictures, which a folder of frames gets in both.
+    """
+
+    modality = "video"
+    extensions = VIDEO_EXTENSIONS
+
+    def __init__(self, config: VideoConfig):
+        self.config = config
+        self.transform = PixelTransform(config)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.config.num_frames, 3, self.config.image_size, self.config.image_size)
+
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor:
+        """float32 [T, 3, H, W]; `rng` given means training. Raises MediaError."""
+        if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+            frames = read_frames(source, lambda count: self.indices(count, rng), self.config.max_pixels)
+        else:
+            frames = self._from_folder(Path(source), rng)
+        return self.transform(frames, rng)
+
+    def blank(self) -> Tensor:
+        """`num_frames` black frames, normalised like any other."""
+        size = self.config.image_size
+        return self.transform([np.zeros((size, size, 3), np.uint8)] * self.config.num_frames, None)
+
+    def indices(self, frames: int, rng: random.Random | None = None) -> list[int]:
+        """Which frames of a video file of `frames` frames are taken, first to last."""
+        c = self.config
+        rule = c.eval_sampling if rng is None else c.train_sampling
+        if rule == "uniform":
+            return uniform(frames, c.num_frames, c.compat)
+        if rule == "headtail":
+            return headtail(frames, c.num_frames, rng, c.compat)
+        return pick(frame_groups(frames, c.num_frames), rng)
+
+    def _from_folder(self, folder: Path, rng: random.Random | None) -> list[np.ndarray]:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_EXTENSIONS)
+        if not names:
+            raise MediaError(str(folder), "is a folder without frames (" + ", ".join(IMAGE_EXTENSIONS) + ")")
+        chosen = pick(frame_groups(len(names), self.config.num_frames), rng)
+        return [read_rgb(folder / names[i], self.config.max_pixels, self.config.compat) for i in chosen]

@@ -1,0 +1,72 @@
+"""Optimiser steps of stage 1: schedule, loss, backward, AdamW, against the original's losses and parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import chatbridge.common.schedules as schedules
+from chatbridge.common.optim import parameter_groups, set_learning_rate
+from chatbridge.common.registry import SCHEDULES
+from chatbridge.conversation.dialogue import Source
+from chatbridge.conversation.prompt import caption_segments
+from chatbridge.conversation.tokens import tokenize
+from chatbridge.datasets.collate import Collator, Example
+from chatbridge.models import to_original
+from chatbridge.processors.tokenizer import load_tokenizer
+from tests.parity.model_cases import build_model, original_weights
+
+END, MAX_TOKENS = "\n", 150
+
+
+def caption_batch(case, model, modality):
+    tokenizer = load_tokenizer(case.folder / "tokenizer")
+    examples = []
+    for index, text in enumerate(case.info["texts"]):
+        segments = caption_segments([Source(modality)], text, END)
+        tokens = tokenize(str(index), segments, tokenizer, model.queries, MAX_TOKENS, "text", "original")
+        examples.append(Example(tokens, {modality: [case.inputs[modality][index]]}))
+    return Collator.of(tokenizer, "right", "original")(examples)
+
+
+def rate_at(config, step):
+    span = schedules.ScheduleSpan(
+        init_lr=config["init_lr"],
+        min_lr=config["min_lr"],
+        warmup_lr=config["warmup_start_lr"],
+        warmup_steps=config["warmup_steps"],
+        steps_per_epoch=config["iters_per_epoch"],
+        total_steps=config["max_epoch"] * config["iters_per_epoch"],
+        decay_rate=1.0,
+        compat="original",
+    )
+    return SCHEDULES.get("linear_warmup_cosine_lr").target(span, step)
+
+
+@pytest.mark.golden("chatbridge_train_steps*")
+def test_losses_and_parameters(case):
+    config = case.info["config"]
+    model = build_model(case.folder, config["multi_sample"], case.info["weights_file"]).train()
+    batches = {modality: caption_batch(case, model, modality) for modality in ("image", "audio")}
+    groups = parameter_groups(model.named_parameters(), config["weight_decay"])
+    optimizer = torch.optim.AdamW(groups, lr=config["init_lr"], betas=tuple(config["betas"]), eps=config["eps"])
+    losses, rates = [], []
+    for step in range(config["max_epoch"] * config["iters_per_epoch"]):
+        rates.append(rate_at(config, step))
+        set_learning_rate(optimizer, rates[-1])
+        loss = model(batches["audio" if step % config["iters_per_epoch"] == 1 else "image"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert rates == pytest.approx(case.info["lrs"], rel=1e-12)
+    assert losses == pytest.approx(case.info["losses"], abs=2e-3)
+
+    after, before = to_original(model, full=True), original_weights(case.folder).weights
+    for name, expected in case.part("outputs/after").items():
+        assert_close(after[name], expected, atol=5e-5, rtol=0)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert len(changed) == case.info["n_changed"]
+    frozen = tuple(name + "." for name in case.info["top_level_modules_unchanged"])
+    assert not any(name.startswith(frozen) for name in changed)

@@ -1,0 +1,178 @@
+"""Everything a user can get wrong gives one clear message that names the thing, and an exit status; no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import train
+from tests import tiny
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return tiny.make_config(tmp_path, max_steps=2)
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    """Runs a tree that must fail; returns what it said on stderr, without progress bars."""
+
+    def run(tree, *arguments: str) -> str:
+        capsys.readouterr()
+        assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), *arguments]) == 1
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return "\n".join(line for line in said.splitlines() if line.startswith("error:"))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("run.init_lrr", 1e-4, "run.init_lrr: unknown key; did you mean 'init_lr'?"),
+        ("run.max_steps", "ten", "run.max_steps: expected int, found str 'ten'"),
+        ("run.amp", "fp8", "run.amp: 'fp8' is not allowed"),
+        ("run.warmup_steps", 99, "warmup_steps (99) is more than the whole run (2)"),
+        ("run.lr_sched", "linear_warmup_cosin_lr", "did you mean 'linear_warmup_cosine_lr'?"),
+        ("task.name", "alignmnt", "no task is called 'alignmnt'; did you mean 'alignment'?"),
+        ("model.bridges.audio.encoder.name", "beast", "no encoder is called 'beast'; did you mean 'beats'?"),
+        ("model.bridges.vision.perceiver.num_querys", 4, "unknown key; did you mean 'num_queries'?"),
+        ("processors.image", {"name": "blip_caption"}, "'blip_caption' reads text, not media files"),
+        ("datasets.images.kind", "ti-capt", "there is no task kind 'capt'"),
+        ("datasets.images.kind", "tv-cap", "kind 'tv-cap' shows 'video', which needs a folder under its media"),
+        ("datasets.images.batch_size", 0, "below the smallest allowed value, 1"),
+        ("model.llm.path", "nowhere/vicuna", "'nowhere/vicuna' does not exist; looked for"),
+        ("datasets.images.annotations", "gone.json", "datasets.images.annotations: 'gone.json' does not exist"),
+        ("plugins", ["mine.py"], "plugins: 'mine.py' does not exist; looked for"),
+    ],
+)
+def test_mistakes_in_the_yaml(tree, fails, path, value, said, tmp_path):
+    *parents, last = path.split(".")
+    node = tree
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    assert said in fails(tree)
+    assert said in fails(tree, "--check")
+    assert not (tmp_path / "output").exists()
+
+
+def test_all_mistakes_are_told_at_once(tree, fails):
+    tree["run"]["init_lrr"] = 1
+    tree["model"]["bridges"]["audio"]["encoder"]["name"] = "beast"
+    said = fails(tree, "--check")
+    assert "init_lrr" in said and "beast" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; an annotation file is a JSON list of entries"),
+        ("[]", "holds no annotations"),
+        ('{"a": 1}', "is not a JSON list"),
+        ('[{"image_id": "0.jpg", "caption": "a"}', "is not valid JSON"),
+        ('[{"image_id": "0.jpg", "caption": "a"}, {"image_id": "1.jpg"}]', "entry 1: lacks caption (or desc)"),
+        ('[{"caption": "a"}]', "entry 0: names no image"),
+    ],
+)
+def test_bad_annotation_files(tree, fails, tmp_path, text, said):
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    tree["datasets"]["images"]["annotations"] = str(file)
+    assert said in fails(tree, "--check") and "bad.json" in fails(tree)
+
+
+def test_no_such_yaml_and_not_a_yaml(tmp_path, capsys):
+    assert train.main(["--cfg-path", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml: no such configuration file" in capsys.readouterr().err
+    (tmp_path / "odd.yaml").write_text("run: [1, 2\nmodel: }")
+    assert train.main(["--cfg-path", str(tmp_path / "odd.yaml")]) == 1
+    assert "odd.yaml: cannot be read as YAML" in capsys.readouterr().err
+    assert train.main(["--cfg-path", str(tmp_path / "odd.yaml"), "--options", "oops"]) == 1
+
+
+BAD_MEDIA = {
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "not a picture": lambda path: path.write_text("<html>404</html>"),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", list(BAD_MEDIA))
+def test_a_bad_picture_is_replaced_and_counted(tree, tmp_path, damage):
+    BAD_MEDIA[damage](tmp_path / "media" / "3.jpg")
+    del tree["datasets"]["sounds"]
+    tree["run"] |= {"max_steps": 3, "max_bad_share": 0.5}
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "output" / "ledger.jsonl").read_text().splitlines()]
+    assert row["dataset"] == "images" and row["sample_id"] == "3.jpg" and "3.jpg" in row["file"]
+    assert row["replaced_by"] != "3.jpg" and row["reason"]
+    last = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["replaced"] == 1
+
+
+def test_too_many_bad_ones_stop_the_run(tree, fails, tmp_path):
+    for i in range(0, 12, 2):
+        (tmp_path / "media" / f"{i}.jpg").write_bytes(b"")
+    del tree["datasets"]["sounds"]
+    tree["run"] |= {"max_steps": 60}
+    said = fails(tree)
+    assert "dataset 'images'" in said and "could not be read" in said and "max_bad_share allows 5.0%" in said
+
+
+def test_all_bad_gives_up_at_once(tree, fails, tmp_path):
+    for file in (tmp_path / "media").glob("*.jpg"):
+        file.write_bytes(b"")
+    del tree["datasets"]["sounds"]
+    assert "10 samples in a row cannot be used" in fails(tree)
+
+
+def test_evaluation_replaces_nothing(tree, fails, tmp_path):
+    (tmp_path / "media" / "3.jpg").write_bytes(b"")
+    tree["validation"] = {"images": tree["datasets"]["images"]}
+    del tree["datasets"]
+    tree["run"] = {"runner": "evaluation", "output_dir": str(tmp_path / "output"), "device": "cpu", "max_new_tokens": 2}
+    assert "3.jpg" in fails(tree)
+
+
+def test_a_caption_longer_than_the_limit_keeps_a_label(tree, tmp_path):
+    entries = [{"image_id": "0.jpg", "caption": "a red picture " * 100}] * 4
+    (tmp_path / "long.json").write_text(json.dumps(entries))
+    del tree["datasets"]["sounds"]
+    tree["datasets"]["images"]["annotations"] = str(tmp_path / "long.json")
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    first = json.loads((tmp_path / "output" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["tokens"] == 4 * 32  # task.max_txt_len, all of it supervised
+
+
+def test_a_dialogue_that_cannot_fit_is_refused_by_name(fails, tmp_path):
+    tree = tiny.make_config(tmp_path, "instruction", max_steps=2)
+    tree["task"]["max_txt_len"] = 9  # two media of four rows each, and hardly a word
+    said = fails(tree)
+    assert "sample '" in said and "does not fit into 9 positions" in said
+
+
+def test_a_checkpoint_of_another_architecture(tree, fails, tmp_path):
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    tree["model"]["bridges"]["vision"]["perceiver"]["width"] = 64
+    tree["model"]["bridges"]["vision"]["perceiver"]["num_queries"] = 8
+    said = fails(tree)  # resume: auto finds the checkpoint of the run before
+    assert "another architecture" in said and "bridges.vision.perceiver" in said
+    tree["run"]["resume"] = None
+    tree["model"]["weights"] = [str(tmp_path / "output")]
+    assert "another architecture" in fails(tree)
+
+
+def test_batch_size_that_two_ranks_cannot_share(tree, tmp_path):
+    tree["datasets"]["images"]["batch_size"] = 3
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py"]
+    command += ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "datasets.images.batch_size: 3 samples cannot be shared by 2 processes; take a multiple of 2" in done.stderr
