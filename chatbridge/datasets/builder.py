@@ -54,6 +54,7 @@ class AnnotationsConfig:
     cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
     augment: bool = key(True, help="read training media under the training rules (random frames, clips, crops)")
     conditions: list[str] = key(["full"], help="evaluation: which of run.conditions it is put to")
+    verdict_after: str | None = key(None, help="evaluation: answers reason first; only what follows this is compared")
 
 
 @dataclass

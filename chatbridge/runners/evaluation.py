@@ -22,7 +22,7 @@ from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.builder import AnnotatedDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.evaluation.scores import score
+from chatbridge.evaluation.scores import is_correct, score
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.config import DeviceConfig
 
@@ -122,6 +122,7 @@ class EvaluationRunner:
                         "question": rendered.question,
                         "prediction": text,
                         "references": example.references,
+                        "correct": is_correct(text, example.references, dataset.config.verdict_after),
                         "media": {m: [str(dataset.media.find(m, f)) for f in question.record.files_of(m)]
                                   for m in question.kind.modalities},
                     }  # fmt: skip

@@ -1,0 +1,112 @@
+"""The configuration reference, written from the declared keys themselves: ``python -m chatbridge.common.reference``."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from chatbridge.common import registry as registries
+from chatbridge.common.config import Config
+from chatbridge.common.registry import Registry
+
+
+def reference() -> str:
+    """Markdown tables of every key of every registered part. Call `chatbridge.register_all` first."""
+    parts = [
+        "# Configuration reference\n",
+        "Written by `python -m chatbridge.common.reference > docs/configuration.md` from the declared keys; a test",
+        "holds it up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`.\n",
+        "## The file\n",
+        *_table(Config),
+    ]
+    seen: set[type] = {Config}
+    for value in vars(registries).values():
+        if not isinstance(value, Registry):
+            continue
+        for name in value:
+            config = value.get(name).config
+            if config is None:
+                continue
+            parts += [f"## {value.kind}: `{name}`\n", *_table(config)]
+            parts += _nested(config, seen)
+    return "\n".join(parts)
+
+
+def _nested(config: type, seen: set[type]) -> Iterator[str]:
+    for _, hint in _hints(config):
+        for inner in _dataclasses_in(hint):
+            if inner not in seen:
+                seen.add(inner)
+                yield f"### `{inner.__name__}`\n"
+                yield from _table(inner)
+                yield from _nested(inner, seen)
+
+
+def _table(config: type) -> list[str]:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    hints = dict(_hints(config))
+    for f in dataclasses.fields(config):
+        if f.init:
+            rows.append(f"| `{f.name}` | {_type(hints[f.name], f.metadata)} | {_default(f)} | {_meaning(f.metadata)} |")
+    return [*rows, ""]
+
+
+def _hints(config: type) -> list[tuple[str, Any]]:
+    return list(typing.get_type_hints(config).items())
+
+
+def _dataclasses_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _dataclasses_in(inner)
+
+
+def _type(hint: Any, metadata: Any) -> str:
+    if metadata.get("registry") is not None:
+        what = f"{metadata['registry'].kind}, named by `{metadata['tag']}`"
+        return f"mapping of names to {what}" if typing.get_origin(hint) is dict else what
+    if metadata.get("path"):
+        return "path" if not typing.get_args(hint) else _name(hint).replace("str", "path")
+    return _name(hint)
+
+
+def _name(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_name(a) for a in args)
+    if origin is not None:
+        return f"{origin.__name__} of {' to '.join(_name(a) for a in args)}"
+    return {type(None): "null"}.get(hint, getattr(hint, "__name__", "any"))
+
+
+def _default(f: dataclasses.Field) -> str:
+    if f.default is not dataclasses.MISSING:
+        return "null" if f.default is None else f"`{f.default!r}`"
+    if f.default_factory is not dataclasses.MISSING:
+        value = f.default_factory()
+        return "its own defaults" if dataclasses.is_dataclass(value) else f"`{value!r}`"
+    usual = f.metadata.get("usual")
+    return f"`{usual}`" if usual else "**required**"
+
+
+def _meaning(metadata: Any) -> str:
+    text = metadata.get("help", "")
+    if metadata.get("unit"):
+        text += f" [{metadata['unit']}]"
+    if metadata.get("choices"):
+        text += "; one of " + ", ".join(f"`{c}`" for c in metadata["choices"])
+    low, high = metadata.get("low"), metadata.get("high")
+    if low is not None or high is not None:
+        text += f" ({'' if low is None else f'{low} '}≤ value{'' if high is None else f' ≤ {high}'})"
+    return text.replace("|", "\\|").replace("\n", "\\n")
+
+
+if __name__ == "__main__":
+    from chatbridge import register_all
+
+    register_all()
+    print(reference())
