@@ -317,6 +317,6 @@ def test_real_size_on_the_meta_device(tmp_path):
 
 
 def to_original_shapes(m):
-    from chatbridge.models.adapters import original_targets
+    from chatbridge.weights.adapters import original_targets
 
-    return {name: tuple(places[0].shape) for name, places in original_targets(m).items()}
+    return {name: tuple(target.places[0].shape) for name, target in original_targets(m).items()}

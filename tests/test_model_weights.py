@@ -14,7 +14,7 @@ from chatbridge.models import (
     load_checkpoint,
     to_original,
 )
-from chatbridge.models.adapters import load_blip2, load_original
+from chatbridge.weights.readers import load_blip2, load_original
 from tests.toy_model import EOS, batch, config, llm, model
 
 
@@ -126,7 +126,7 @@ class TestWeights:
         assert torch.equal(m.bridges["visual"].perceiver.query_tokens, theirs["query_tokens"])
         assert torch.equal(m.bridges["audio"].perceiver.query_tokens, audio)
         with pytest.raises(ValueError, match="unexpected"):
-            load_blip2(m, theirs | {"itm_head.weight": torch.zeros(2)})
+            load_blip2(m, theirs | {"itm_haed.weight": torch.zeros(2)})
 
     def test_files(self, tmp_path):
         from safetensors.torch import save_file

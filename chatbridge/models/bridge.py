@@ -29,6 +29,7 @@ class BridgeConfig:
         "auto", help="linear layer before the perceiver: where widths differ, or always", choices=("auto", "always")
     )
     temporal_positions: int = key(0, help="learned embeddings of the frame or clip number; 0 for none", low=0)
+    temporal_std: float = key(0.0, help="standard deviation of fresh ones; published: zeros", low=0.0)
     projection_scale: str | None = key(
         None, help="'auto': start with rows as long as the language model's embeddings on average", choices=("auto",)
     )
@@ -70,7 +71,8 @@ class Bridge(nn.Module):
         wanted = config.adapter == "always" or width != self.encoder.width
         self.adapter = nn.Linear(self.encoder.width, width) if wanted else None
         positions = config.temporal_positions
-        self.temporal = nn.Parameter(torch.zeros(1, positions, 1, width)) if positions else None
+        temporal = config.temporal_std * torch.randn(1, positions, 1, width)
+        self.temporal = nn.Parameter(temporal) if positions else None
         self.perceiver = Perceiver(config.perceiver, width, shared.perceiver.qformer if shared else None)
         self.projection = shared.projection if shared else nn.Linear(config.perceiver.width, llm_width)
         self.num_queries = config.perceiver.num_queries

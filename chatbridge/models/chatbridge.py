@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from chatbridge.common.registry import LLMS, MODELS
 from chatbridge.common.schema import key
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.llm import Stop
-from chatbridge.models.weight_files import difference
+from chatbridge.weights.pretrained import from_pretrained, save_pretrained
+from chatbridge.weights.readers import load_checkpoint, load_trainable
 
 
 @dataclass(kw_only=True)
@@ -31,7 +33,7 @@ class ChatBridgeConfig:
     )
     freeze_perceivers: bool = key(False, help="train temporal embeddings and projections only")
     weights: list[str] = key(
-        [], help="checkpoints to start from, in this order: ours, the original's, BLIP-2's", path=True
+        [], help="checkpoints to start from, in this order: ours, the original's, BLIP-2's, MiniGPT-4's", path=True
     )
     compat: str = key("default", help="'original': the published code's quirks too", choices=("default", "original"))
 
@@ -44,7 +46,8 @@ class Output:
         loss: mean cross-entropy over supervised tokens, fp32 scalar.
         loss_sum: its numerator, for weighting by tokens over micro-batches and ranks.
         supervised_tokens: its denominator, K.
-        sample_losses_B: the mean of each sample, 0 where nothing is supervised; detached.
+        sample_losses_B: the mean of each sample, 0 where nothing is supervised; detached. Of packed batches, too, one
+            for each of the batch's `ids`.
         sample_tokens_B: supervised tokens of each sample.
         logits_KV: logits that predict the supervised tokens, row by row; only when asked for.
     """
@@ -71,6 +74,7 @@ class ChatBridge(nn.Module):
 
     def __init__(self, config: ChatBridgeConfig, llm: nn.Module | None = None):
         super().__init__()
+        self.config = config
         self.compat = config.compat
         self.llm = llm if llm is not None else LLMS.build(config.llm)
         self.bridges = nn.ModuleDict()
@@ -101,8 +105,6 @@ class ChatBridge(nn.Module):
 
     def _start(self, config: ChatBridgeConfig) -> None:
         """Scales and weights, for which tensors must be real."""
-        from chatbridge.models.adapters import load_checkpoint
-
         for name, bridge_config in config.bridges.items():
             if bridge_config.projection_scale == "auto":
                 self.bridges[name].scale_projection(self.llm.embedding_norm())
@@ -168,17 +170,18 @@ class ChatBridge(nn.Module):
         embeds_BLD = self.fuse(batch)
         keep_BL = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
         keep_BL[:, :-1] = batch.labels_BL[:, 1:] != IGNORE
-        sample_tokens_B = keep_BL.sum(1)
-        supervised = int(sample_tokens_B.sum())
+        owners_K = _owners(batch)[keep_BL]
+        sample_tokens_B = owners_K.new_zeros(_sample_count(batch)).index_add(0, owners_K, torch.ones_like(owners_K))
+        supervised = len(owners_K)
         if supervised == 0:
             zero = embeds_BLD.float().sum() * 0.0
             loss = zero + float("nan") if self.compat == "original" else zero
             return Output(loss, zero, 0, torch.zeros_like(sample_tokens_B, dtype=torch.float32), sample_tokens_B)
-        logits_KV = self.llm.logits_at(embeds_BLD, batch.attention_mask_BL, _positions(batch), keep_BL)
+        mask = batch.attention_mask_BL if batch.samples_BL is None else self.llm.block_mask(batch.samples_BL)
+        logits_KV = self.llm.logits_at(embeds_BLD, mask, _positions(batch), keep_BL)
         targets_K = batch.labels_BL[:, 1:][keep_BL[:, :-1]]
         losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
-        rows_K = keep_BL.nonzero()[:, 0]
-        sums_B = torch.zeros(len(keep_BL), device=losses_K.device).index_add(0, rows_K, losses_K.detach())
+        sums_B = torch.zeros(len(sample_tokens_B), device=losses_K.device).index_add(0, owners_K, losses_K.detach())
         total = losses_K.sum()
         return Output(
             loss=total / supervised,
@@ -239,27 +242,43 @@ class ChatBridge(nn.Module):
         """The trainable tensors by name, each once (a shared one under the first bridge that has it)."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
-    @torch.no_grad()
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Write the whole model to a folder (`chatbridge.weights.pretrained.save_pretrained`)."""
+        return save_pretrained(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> ChatBridge:
+        """The model of such a folder, or of the hub (`chatbridge.weights.pretrained.from_pretrained`)."""
+        return from_pretrained(name_or_path, **options)
+
     def load_trainable(self, state: Mapping[str, Tensor], where: str = "checkpoint") -> None:
         """Fill the trainable tensors from what `trainable_state` gave.
 
         Raises:
-            ValueError: listing every missing, unexpected and misshapen tensor; nothing is loaded then.
+            ValueError: listing every missing, unexpected and misshapen tensor, or naming one that holds NaN; nothing
+                is loaded then.
         """
-        own = self.trainable_state()
-        problems = difference(own, state)
-        if problems:
-            raise ValueError(f"{where} is of another architecture: {'; '.join(problems)}")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        load_trainable(self, state, where)
+
+
+def _sample_count(batch: MultimodalBatch) -> int:
+    return len(batch.input_ids_BL) if batch.samples_BL is None else len(batch.ids)
+
+
+def _owners(batch: MultimodalBatch) -> Tensor:
+    """The number of the sample that each position belongs to [B, L]; padding counts for any, it holds nothing."""
+    if batch.samples_BL is not None:
+        return batch.samples_BL.clamp_min(0)
+    rows, length = batch.input_ids_BL.shape
+    return torch.arange(rows, device=batch.input_ids_BL.device)[:, None].expand(rows, length)
 
 
 def _positions_per_modality(batch: MultimodalBatch) -> list[list[int]]:
     """For each of the batch's modalities, its positions in every sample; one wait for the device, not one each."""
-    known = len(batch.modalities)
-    slots_BL = (batch.slots_BL - TEXT).clamp_max(known + 1)
-    counts = slots_BL.new_zeros(len(slots_BL), known + 2).scatter_add_(1, slots_BL, torch.ones_like(slots_BL))
-    _, *counts_MB, stray_B = counts.T.tolist()
+    kinds = len(batch.modalities) + 2
+    places = (_owners(batch) * kinds + (batch.slots_BL - TEXT).clamp_max(kinds - 1)).flatten()
+    counts = places.new_zeros(_sample_count(batch) * kinds).index_add(0, places, torch.ones_like(places))
+    _, *counts_MB, stray_B = counts.unflatten(0, (-1, kinds)).T.tolist()
     if any(stray_B):
         raise ValueError(
             f"the text has slots for more modalities than the batch holds media of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ from transformers import (
 
 from chatbridge.common.registry import LLMS
 from chatbridge.common.schema import key
-from chatbridge.models.weight_files import DTYPES
+from chatbridge.weights import DTYPES, WeightsError, empty_weights, load_language_model, on_meta, open_weights
+from chatbridge.weights.files import shorten
+from chatbridge.weights.filling import check_finite
+from chatbridge.weights.language_model import read_config
+from chatbridge.weights.readers import plan_language_model
 
 Stop = Callable[[list[int]], bool]
 """Told a row's new ids so far, says whether that row is finished."""
@@ -54,6 +58,7 @@ class CausalLM(nn.Module):
 
     def __init__(self, config: CausalLMConfig, model: nn.Module | None = None):
         super().__init__()
+        self.config = config
         self.model = model if model is not None else _load(config)
         self.width = self.model.get_input_embeddings().embedding_dim
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
@@ -73,6 +78,11 @@ class CausalLM(nn.Module):
             config = AutoConfig.for_model(**config)
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
         return cls(CausalLMConfig(path="", dtype=dtype), model)
+
+    def portable_config(self, path: str) -> CausalLMConfig:
+        """This model's configuration where `path` holds its config.json and the weights come from elsewhere."""
+        name = str(self.dtype).removeprefix("torch.")
+        return replace(self.config, path=path, dtype=name, random_weights=True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,13 +111,35 @@ class CausalLM(nn.Module):
         ids = torch.arange(0, self.vocab_size, max(1, self.vocab_size // 2048), device=embedding.weight.device)
         return float(embedding(ids).float().norm(dim=-1).mean())
 
-    def logits_at(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, keep_BL: Tensor) -> Tensor:
+    def block_mask(self, samples_BL: Tensor) -> Tensor:
+        """Attention mask [B, 1, L, L] that keeps packed samples apart: each position sees its own sample up to itself.
+
+        Args:
+            samples_BL: the number of the sample at each position, -1 at padding (which sees padding, lest a row of
+                the softmax be empty).
+
+        Raises:
+            ValueError: for attention implementations that take no such mask.
+        """
+        kind = self.model.config._attn_implementation
+        if kind not in ("sdpa", "eager"):
+            raise ValueError(f"packed batches need model.llm.attention: sdpa (or eager), not '{kind}'; or do not pack")
+        length = samples_BL.shape[1]
+        causal_LL = torch.ones(length, length, dtype=torch.bool, device=samples_BL.device).tril()
+        seen_BLL = (samples_BL[:, :, None] == samples_BL[:, None, :]) & causal_LL
+        if kind == "sdpa":
+            return seen_BLL[:, None]
+        # The plain implementation adds the mask to the scores.
+        zero = torch.zeros((), dtype=self.dtype, device=samples_BL.device)
+        return torch.where(seen_BLL[:, None], zero, torch.finfo(self.dtype).min)
+
+    def logits_at(self, embeds_BLD: Tensor, mask: Tensor, positions_BL: Tensor, keep_BL: Tensor) -> Tensor:
         """Logits [K, V], fp32, at the K positions where `keep_BL` is true, in row-major order.
 
         The head is the largest matrix of a small model and its output the largest tensor of any: it is computed at
-        these positions only.
+        these positions only. `mask` is [B, L], or what `block_mask` gives.
         """
-        inputs = {"inputs_embeds": embeds_BLD, "attention_mask": mask_BL, "position_ids": positions_BL}
+        inputs = {"inputs_embeds": embeds_BLD, "attention_mask": mask, "position_ids": positions_BL}
         if _head_is_plain(self.model.config):
             hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
             return self.model.get_output_embeddings()(hidden[keep_BL]).float()
@@ -197,17 +229,53 @@ class PerRowStop(StoppingCriteria):
 def _load(config: CausalLMConfig) -> nn.Module:
     """The folder's model. On the meta device, or with `random_weights`, only its architecture."""
     folder = Path(config.path)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"'{folder}' is not the folder of a language model: it has no config.json")
+    read_config(folder)
     kwargs = {"dtype": DTYPES[config.dtype], "attn_implementation": config.attention}
     try:
         settings = AutoConfig.from_pretrained(folder)
-        if config.random_weights or torch.get_default_device().type == "meta":
-            return AutoModelForCausalLM.from_config(settings, **kwargs)
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **kwargs)
+        with empty_weights(not config.random_weights):
+            model = AutoModelForCausalLM.from_config(settings, **kwargs)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load a causal language model from '{folder}': {reason}") from error
+        raise ValueError(_cannot_load(folder, error)) from error
+    if config.random_weights or on_meta():
+        return model
+    model.tie_weights()  # building without memory takes shared tensors apart
+    source = open_weights(folder)
+    if settings.model_type in OWN_NAMES or plan_language_model(model, source, f"language model '{folder}'")[0].ok:
+        load_language_model(model, source)
+    else:
+        model = _load_renamed(folder, kwargs)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+OWN_NAMES = ("llama",)
+"""Families whose files name tensors as their modules do, so that a difference is an error of the files."""
+
+
+def _load_renamed(folder: Path, kwargs: dict[str, Any]) -> nn.Module:
+    """A family whose files transformers renames while it reads them; what it could not place is an error here too."""
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(_cannot_load(folder, error)) from error
+    wrong = [f"{kind.replace('_keys', '')}: {shorten(map(str, told[kind]))}" for kind in FAULTS if told.get(kind)]
+    if wrong:
+        raise WeightsError(f"language model '{folder}' does not fit its config.json: {'; '.join(wrong)}")
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter.detach(), f"language model '{folder}'")
+    return model
+
+
+FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def _cannot_load(folder: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return f"cannot load a causal language model from '{folder}': {reason}"
 
 
 def _eos_ids(model: nn.Module) -> list[int]:

@@ -23,6 +23,7 @@ class PerceiverConfig:
     cross_attention_every: int = key(2, help="layers 0, n, 2n, ... look at the encoder's tokens", low=1)
     encoder_width: int | None = key(None, help="width of the tokens it looks at; null: the encoder's own", low=1)
     dropout: float = key(0.0, help="dropout in training; 0.1 for stage 2", low=0.0, high=1.0)
+    init_std: float | None = key(0.02, help="standard deviation of fresh matrices; null: 1 / sqrt(inputs)", low=0.0)
     query_std: float = key(0.02, help="standard deviation of fresh queries; 0 is the original's audio bank", low=0.0)
 
 
@@ -52,6 +53,7 @@ class Perceiver(nn.Module):
             encoder_width=encoder_width,
             cross_attention_every=config.cross_attention_every,
             dropout=config.dropout,
+            init_std=config.init_std,
         )
 
     def forward(self, tokens_NSE: Tensor, mask_NS: Tensor | None = None) -> Tensor:
@@ -61,5 +63,5 @@ class Perceiver(nn.Module):
 def unshareable(a: PerceiverConfig, b: PerceiverConfig) -> list[str]:
     """The keys that keep two perceivers from sharing one Q-Former (the banks may differ, and the token width that
     is left open is settled by the bridge)."""
-    free = {"num_queries", "query_std", "encoder_width"}
+    free = {"num_queries", "query_std", "init_std", "encoder_width"}
     return [f.name for f in fields(a) if f.name not in free and getattr(a, f.name) != getattr(b, f.name)]

@@ -23,6 +23,7 @@ class QFormer(nn.Module):
         width: P. layers, heads, intermediate: depth, attention heads and feed-forward width.
         encoder_width: E. cross_attention_every: layers 0, n, 2n, ... look at the encoder's tokens.
         dropout: of attention weights and of every block's output.
+        init_std: of fresh matrices; None for 1 / sqrt(inputs), which a narrow one learns much faster from.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class QFormer(nn.Module):
         encoder_width: int = 1408,
         cross_attention_every: int = 2,
         dropout: float = 0.0,
+        init_std: float | None = 0.02,
     ):
         super().__init__()
         if width % heads:
@@ -46,7 +48,10 @@ class QFormer(nn.Module):
         embeddings = nn.ModuleDict({"LayerNorm": nn.LayerNorm(width, eps=EPS)})
         self.bert = nn.ModuleDict({"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": stack})})
         self.dropout = nn.Dropout(dropout)
-        self.apply(_init)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=init_std or module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
 
     def forward(self, queries_NQP: Tensor, tokens_NSE: Tensor, mask_NS: Tensor | None = None) -> Tensor:
         """`mask_NS` is 1 at tokens that may be looked at; None means all of them."""
@@ -116,10 +121,3 @@ class Output(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
-
-
-def _init(module: nn.Module) -> None:
-    """BERT's initialisation."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

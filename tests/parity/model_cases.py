@@ -123,6 +123,7 @@ def full_logits(model: ChatBridge, batch: MultimodalBatch, embeds: torch.Tensor)
 
 def gradients(model: ChatBridge) -> dict[str, torch.Tensor | None]:
     """Gradient of every trainable tensor, by original name."""
-    from chatbridge.models.adapters import original_targets
+    from chatbridge.weights.adapters import original_targets
 
-    return {name: places[0].grad for name, places in original_targets(model).items() if places[0].requires_grad}
+    tensors = {name: target.places[0] for name, target in original_targets(model).items()}
+    return {name: tensor.grad for name, tensor in tensors.items() if tensor.requires_grad}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from chatbridge.models.encoders.beats import TABLE, Beats, BeatsConfig, relative_buckets
+from chatbridge.models.encoders.beats import Beats, BeatsConfig, relative_buckets
+from chatbridge.weights.adapters import TABLE
 
 
 def build(case) -> Beats:

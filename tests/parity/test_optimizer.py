@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatbridge.common.optim import parameter_groups
-from chatbridge.models.adapters import trainable_names
+from chatbridge.weights.adapters import trainable_names
 from tests.parity.model_cases import build_model
 
 PARTS = {

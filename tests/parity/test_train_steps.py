@@ -54,7 +54,7 @@ def test_losses_and_parameters(case):
     losses, rates = [], []
     for step in range(config["max_epoch"] * config["iters_per_epoch"]):
         rates.append(rate_at(config, step))
-        set_learning_rate(optimizer, rates[-1])
+        set_learning_rate([optimizer], rates[-1])
         loss = model(batches["audio" if step % config["iters_per_epoch"] == 1 else "image"]).loss
         loss.backward()
         optimizer.step()

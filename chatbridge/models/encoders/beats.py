@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
-from chatbridge.models.weight_files import DTYPES, load_exactly, read_weights
+from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
+from chatbridge.weights.adapters import beats_settings, mend_beats
 
-TABLE = "self_attn.relative_attention_bias.weight"
 PATCH_BINS = 16
 
 
@@ -57,33 +57,7 @@ class BeatsConfig:
         Raises:
             ValueError: when the file's architecture is one that ChatBridge does not use (pre-norm, no gate, ...).
         """
-        needed = {
-            "layer_norm_first": False,
-            "relative_position_embedding": True,
-            "gru_rel_pos": True,
-            "conv_bias": False,
-            "activation_fn": "gelu",
-        }
-        for name, value in needed.items():
-            if cfg.get(name, value) != value:
-                raise ValueError(f"audio weights with {name}={cfg[name]!r} are not supported, only {value!r}")
-        return cls(**{ours: cfg[theirs] for ours, theirs in PUBLISHED_NAMES.items() if theirs in cfg})
-
-
-PUBLISHED_NAMES = {
-    "patch_size": "input_patch_size",
-    "patch_width": "embed_dim",
-    "width": "encoder_embed_dim",
-    "depth": "encoder_layers",
-    "heads": "encoder_attention_heads",
-    "ffn_width": "encoder_ffn_embed_dim",
-    "conv_pos": "conv_pos",
-    "conv_pos_groups": "conv_pos_groups",
-    "num_buckets": "num_buckets",
-    "max_distance": "max_distance",
-    "deep_norm": "deep_norm",
-}
-"""Our configuration keys, and what the published files call them."""
+        return cls(**beats_settings(cfg))
 
 
 @ENCODERS.register("beats", config=BeatsConfig)
@@ -94,10 +68,21 @@ class Beats(nn.Module):
         width: E, the width of a token.
     """
 
+    published_format = "beats"
+
     def __init__(self, config: BeatsConfig):
         super().__init__()
+        self.config = config
         self.width = config.width
         self.dtype = DTYPES[config.dtype]
+        with empty_weights(config.weights is not None):
+            self._build(config)
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: mend_beats(state, prefix))
+        self.to(self.dtype)
+        if config.weights is not None and not on_meta():
+            load_encoder(self, config.weights)
+
+    def _build(self, config: BeatsConfig) -> None:
         patch = config.patch_size
         self.patch_embedding = nn.Conv2d(1, config.patch_width, kernel_size=patch, stride=patch, bias=False)
         self.layer_norm = nn.LayerNorm(config.patch_width)
@@ -105,10 +90,6 @@ class Beats(nn.Module):
             nn.Linear(config.patch_width, config.width) if config.patch_width != config.width else None
         )
         self.encoder = Encoder(config)
-        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.fit_state(state, prefix))
-        if config.weights is not None and self.layer_norm.weight.device.type != "meta":
-            load_exactly(self, beats_state(read_weights(config.weights), config), f"audio weights '{config.weights}'")
-        self.to(self.dtype)
 
     def forward(self, fbank: Tensor) -> Tensor:
         """Normalised filter banks [M, frames, mel bins] to tokens [M, S, E].
@@ -120,24 +101,6 @@ class Beats(nn.Module):
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         return self.encoder(x)
-
-    def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Before loading, in place: the copies of the shared table go, weight norm gets its old names.
-
-        Raises:
-            ValueError: when the copies differ.
-        """
-        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-            name = f"{prefix}encoder.pos_conv.0.parametrizations.weight.{new}"
-            if name in state:
-                state[f"{prefix}encoder.pos_conv.0.{old}"] = state.pop(name)
-        own = f"{prefix}encoder.layers.0.{TABLE}"
-        for index in range(1, len(self.encoder.layers)):
-            copy = state.pop(f"{prefix}encoder.layers.{index}.{TABLE}", None)
-            if copy is not None and own in state and not torch.equal(copy, state[own]):
-                raise ValueError(
-                    f"layers 0 and {index} of the audio weights hold different {TABLE}; in BEATs all share one table"
-                )
 
 
 class Encoder(nn.Module):
@@ -245,20 +208,3 @@ def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> T
     log = torch.log(size.float().clamp_min(1) / exact) / math.log(max_distance / exact) * (half - exact)
     far = (exact + log.to(torch.long)).clamp_max(half - 1)
     return (distance > 0).long() * half + torch.where(size < exact, size, far)
-
-
-def beats_state(payload: dict[str, Any], config: BeatsConfig) -> dict[str, Tensor]:
-    """The tensors of a published file ``{"cfg", "model"}`` (or of a bare dictionary), without the classifier.
-
-    Raises:
-        ValueError: when the file's ``cfg`` states another architecture than `config`.
-    """
-    cfg = payload.get("cfg")
-    if isinstance(cfg, dict):
-        theirs = BeatsConfig.from_published(cfg)
-        other = [k for k in PUBLISHED_NAMES if getattr(theirs, k) != getattr(config, k)]
-        if other:
-            told = ", ".join(f"{k} is {getattr(theirs, k)} there and {getattr(config, k)} here" for k in other)
-            raise ValueError(f"audio weights of another architecture: {told}")
-    state = payload.get("model", payload)
-    return {k: v for k, v in state.items() if not k.startswith("predictor.")}

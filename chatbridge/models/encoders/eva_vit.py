@@ -6,9 +6,9 @@ norm: 39 of the giant model's 40 blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
-from chatbridge.models.weight_files import DTYPES, load_exactly, read_weights
+from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
 
 
 @dataclass(kw_only=True)
@@ -50,28 +50,31 @@ class EvaVit(Eva):
         tokens: S, tokens per picture: CLS, then the patches row by row.
     """
 
+    published_format = "eva_vit"
+
     def __init__(self, config: EvaVitConfig):
-        super().__init__(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.width,
-            depth=config.depth,
-            num_heads=config.heads,
-            mlp_ratio=config.mlp_ratio,
-            drop_path_rate=config.drop_path,
-            num_classes=0,
-            global_pool="token",
-            use_post_transformer_norm=False,
-        )
+        with empty_weights(config.weights is not None):
+            super().__init__(
+                img_size=config.image_size,
+                patch_size=config.patch_size,
+                embed_dim=config.width,
+                depth=config.depth,
+                num_heads=config.heads,
+                mlp_ratio=config.mlp_ratio,
+                drop_path_rate=config.drop_path,
+                num_classes=0,
+                global_pool="token",
+                use_post_transformer_norm=False,
+            )
+        self.config = config
         self.width = config.width
         self.tokens = self.pos_embed.shape[1]
         self.dtype = DTYPES[config.dtype]
         self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.fit_state(state, prefix))
-        if config.weights is not None and self.pos_embed.device.type != "meta":
-            state = eva_state(read_weights(config.weights), config.depth)
-            load_exactly(self, state, f"vision weights '{config.weights}'")
         if self.dtype != torch.float32:
             halve_matrices(self, self.dtype)
+        if config.weights is not None and not on_meta():
+            load_encoder(self, config.weights)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pictures [M, 3, H, W] to tokens [M, S, E], those of the last block."""
@@ -81,10 +84,21 @@ class EvaVit(Eva):
             return self.forward_features(pixels)
 
     def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Before loading: a file made for another image size brings its positions to this one's grid, in place."""
+        """Before loading: a state dict made for another image size is brought to this one's grid, in place."""
         given = state.get(prefix + "pos_embed")
-        if given is not None and given.dim() == 3 and given.shape[1] != self.tokens:
-            state[prefix + "pos_embed"] = interpolate_pos_embed(given, self.patch_embed.grid_size)
+        if given is not None:
+            state[prefix + "pos_embed"] = self.resample(given)
+
+    @property
+    def resamplers(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What brings a file's tensor to the shape of this module's, by name."""
+        return {"pos_embed": self.resample}
+
+    def resample(self, pos_embed: Tensor) -> Tensor:
+        """Position embeddings of another image size, on this one's grid."""
+        if pos_embed.dim() != 3 or pos_embed.shape[1] == self.tokens:
+            return pos_embed
+        return interpolate_pos_embed(pos_embed, self.patch_embed.grid_size)
 
 
 def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -114,28 +128,3 @@ def halve_matrices(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             module.to(dtype)
-
-
-def eva_state(payload: dict[str, Any], depth: int) -> dict[str, Tensor]:
-    """A published file's tensors under this module's names: prefixes off, unused blocks, final norm and head dropped.
-
-    Raises:
-        ValueError: when the file has fewer blocks than `depth`.
-    """
-    state = payload.get("model", payload.get("state_dict", payload))
-    for prefix in ("visual.trunk.", "visual."):
-        if any(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    kept, blocks = {}, 0
-    for name, value in state.items():
-        if name.startswith(("norm.", "fc_norm.", "head.")):
-            continue
-        if name.startswith("blocks."):
-            index = int(name.split(".")[1])
-            blocks = max(blocks, index + 1)
-            if index >= depth:
-                continue
-        kept[name] = value
-    if blocks < depth:
-        raise ValueError(f"the vision weights hold {blocks} blocks and depth is {depth}; lower depth or take others")
-    return kept

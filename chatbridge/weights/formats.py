@@ -1,0 +1,96 @@
+"""Telling from a file's names what it is. Contents are not read, file names are not believed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+VISION, AUDIO, LANGUAGE, WHOLE = "vision encoder", "audio encoder", "language model", "whole model"
+"""The slots that a file can be for."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        title: what it is, for people. slot: what it is for.
+        place: where a configuration names such a file.
+        refusal: why it cannot be used, where that is so.
+    """
+
+    title: str
+    slot: str
+    place: str
+    refusal: str = ""
+
+
+_VISION_PLACE = "encoder.weights of the bridge of images"
+_WHOLE_PLACE = "model.weights"
+
+FORMATS = {
+    "eva_vit": Format("EVA-ViT vision encoder", VISION, _VISION_PLACE),
+    "beats": Format("BEATs audio encoder", AUDIO, "encoder.weights of the bridge of audio"),
+    "llama": Format("LLaMA or Vicuna language model", LANGUAGE, "llm.path (its folder)"),
+    "chatbridge": Format("checkpoint of this project", WHOLE, _WHOLE_PLACE),
+    "original": Format("original ChatBridge checkpoint", WHOLE, _WHOLE_PLACE),
+    "blip2": Format("LAVIS BLIP-2 checkpoint", WHOLE, _WHOLE_PLACE),
+    "minigpt4": Format("MiniGPT-4 checkpoint", WHOLE, _WHOLE_PLACE),
+    "instructblip": Format(
+        "InstructBLIP checkpoint", WHOLE, _WHOLE_PLACE,
+        "its Q-Former reads the instruction too and cannot stand in for BLIP-2's; take a BLIP-2 checkpoint",
+    ),
+    "llama_meta": Format(
+        "LLaMA in Meta's own layout", LANGUAGE, "llm.path",
+        "convert it with transformers' LLaMA conversion first",
+    ),
+    "unknown": Format("nothing known", "", "", "its tensors have the names of no format that ChatBridge reads"),
+}  # fmt: skip
+
+EVA_PREFIXES = ("visual.trunk.", "visual.", "")
+"""open_clip's, EVA-CLIP's, and none (eva_vit_g.pth, timm)."""
+
+
+def detect(names: Iterable[str]) -> str:
+    """The key in `FORMATS` of a file with these tensors."""
+    names = [name.removeprefix("module.") for name in names]
+    known = set(names)
+
+    def any_below(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
+
+    if any_below("bridges."):
+        return "chatbridge"
+    if any_below("audio_trans.") or "audio_query_tokens" in known:
+        return "original"
+    if "image_query_tokens" in known and "query_tokens" not in known:
+        return "original"
+    if any_below("llm_proj."):
+        return "instructblip"
+    if any_below("llama_proj."):
+        return "minigpt4"
+    if "query_tokens" in known or any_below("Qformer."):
+        return "blip2"
+    if any(re.fullmatch(r"encoder\.layers\.\d+\.self_attn\.grep_a", name) for name in names):
+        return "beats"
+    if any(f"{prefix}blocks.0.attn.qkv.weight" in known for prefix in EVA_PREFIXES):
+        return "eva_vit"
+    if "layers.0.attention.wq.weight" in known:
+        return "llama_meta"
+    if "model.embed_tokens.weight" in known or "model.layers.0.self_attn.q_proj.weight" in known:
+        return "llama"
+    return "unknown"
+
+
+def wrong_slot(what: str, format: str, slot: str) -> str:
+    """The line that says that a file is not what its place needs."""
+    found = FORMATS[format]
+    if found.refusal:
+        return f"{what}: {found.title} is not usable as {slot}: {found.refusal}"
+    return f"{what} is {article(found.title)}, not {article(slot)}; a configuration names it under {found.place}"
+
+
+def article(noun: str) -> str:
+    """The noun with "a" or "an"."""
+    return ("an " if noun[0].lower() in "aeio" else "a ") + noun

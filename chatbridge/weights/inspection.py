@@ -1,0 +1,135 @@
+"""What ``python -m chatbridge.weights inspect`` says about a file, by the code that loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from chatbridge.common.checkpoint import resolve_checkpoint
+from chatbridge.common.registry import MODELS
+from chatbridge.common.schema import Binder, ConfigError
+from chatbridge.weights.coverage import Coverage
+from chatbridge.weights.files import Source, WeightsError, open_weights
+from chatbridge.weights.filling import checked
+from chatbridge.weights.formats import AUDIO, FORMATS, LANGUAGE, VISION, article, detect
+from chatbridge.weights.language_model import check_vocabulary, describe, read_config, tokenizer_size
+from chatbridge.weights.pretrained import inspect_pretrained, is_pretrained
+from chatbridge.weights.readers import Plan, plan_checkpoint, plan_encoder, plan_language_model
+from chatbridge.weights.reference import published_encoder, published_language_model, published_model
+
+
+def inspect(path: str | Path, model: nn.Module | None = None, part: nn.Module | None = None) -> Coverage:
+    """What a file or folder is and how far it fills `model` (None: the published architecture). Nothing is loaded.
+
+    Never raises for a bad file: what is wrong stands under `Coverage.problems`.
+
+    Args:
+        part: the part of `model` that the file has to be for (an encoder, the transformers model, or `model` itself
+            for a checkpoint); None takes the part that the file is made for.
+    """
+    path = Path(path).expanduser()
+    try:
+        if part is None and path.is_dir() and is_pretrained(path):
+            return inspect_pretrained(path)
+        source = open_weights(path)
+        coverage, reading, source, _ = _plan(path, source, model, part)
+        if coverage.ok:
+            for _ in checked(reading, source, f"'{path}'"):
+                pass
+    except ConfigError as error:
+        return Coverage(str(path), "not usable", "", problems=error.problems)
+    except (ValueError, OSError) as error:
+        return Coverage(str(path), "not usable", "", problems=[str(error)])
+    return coverage
+
+
+def inspect_config(config: Any) -> list[tuple[str, Coverage]]:
+    """Every weight file that a ``model:`` section names, each held against the very part that it is named for.
+
+    Returns:
+        (key, coverage), in the order in which a run reads them.
+    """
+    with torch.device("meta"):
+        model = MODELS.build(config)
+    parts: list[tuple[str, str | None, nn.Module]] = []
+    if not getattr(config.llm, "random_weights", False):
+        parts.append(("llm.path", getattr(config.llm, "path", None), model.llm.model))
+    for name, bridge in config.bridges.items():
+        encoder = model.bridges[name].encoder
+        parts.append((f"bridges.{name}.encoder.weights", getattr(bridge.encoder, "weights", None), encoder))
+    parts += [(f"weights[{i}]", path, model) for i, path in enumerate(config.weights)]
+    return [(key, inspect(path, model, part)) for key, path, part in parts if path]
+
+
+def _plan(path: Path, source: Source, model: nn.Module | None, part: nn.Module | None) -> Plan:
+    format, what = detect(source.tensors), f"'{path}'"
+    slot = FORMATS[format].slot
+    if part is not None and hasattr(part, "published_format"):
+        return plan_encoder(part, source, what)
+    if part is not None and part is model:
+        return plan_checkpoint(model, source, what)
+    if part is not None or slot == LANGUAGE and not FORMATS[format].refusal:
+        language = part if part is not None else _language_model_for(path, model)
+        plan = plan_language_model(language, source, what)
+        if path.is_dir():
+            plan[0].format = describe(read_config(path))
+            plan[0].problems += _beside(path, source)
+        return plan
+    if slot in (VISION, AUDIO):
+        encoder = published_encoder(slot) if model is None else _encoder_of(model, format, what)
+        return plan_encoder(encoder, source, what)
+    if model is None:
+        model = _own_model(path) if format == "chatbridge" else published_model(source.tensors)
+    return plan_checkpoint(model, source, what)
+
+
+def _encoder_of(model: nn.Module, format: str, what: str) -> nn.Module:
+    found = [b.encoder for b in model.bridges.values() if getattr(b.encoder, "published_format", None) == format]
+    if not found:
+        raise WeightsError(f"{what} is {article(FORMATS[format].title)}, and this model has none")
+    return found[0]
+
+
+def _language_model_for(path: Path, model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return model.llm.model
+    if not path.is_dir():
+        raise WeightsError(f"'{path}' is one file of a language model; name its folder")
+    return published_language_model(read_config(path)).model
+
+
+def _own_model(path: Path) -> nn.Module:
+    """The model that the config.yaml beside a checkpoint describes."""
+    file = resolve_checkpoint(path) / "config.yaml"
+    advice = f"'{path}' is a checkpoint of this project; name its configuration (--cfg-path)"
+    if not file.is_file():
+        raise WeightsError(advice)
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    binder = Binder(str(file), file.parent)  # weights that are no longer there do not matter
+    config = binder.component(MODELS, "arch", tree.get("model"), "model", usual="chatbridge")
+    if binder.problems:
+        raise WeightsError(f"{advice}: {binder.problems[0]}")
+    with torch.device("meta"):
+        return MODELS.build(config)
+
+
+def _beside(folder: Path, source: Source) -> list[str]:
+    """What is wrong with the tokenizer in a language model's folder."""
+    table = source.tensors.get("model.embed_tokens.weight")
+    if table is None or not folder.is_dir():
+        return []
+    problems = []
+    told = read_config(folder).get("vocab_size")
+    if told != len(table):
+        problems.append(f"config.json says {told} tokens, the table has {len(table)}")
+    try:
+        tokens = tokenizer_size(folder)
+        if tokens is not None:
+            check_vocabulary(tokens, len(table), folder, folder)
+    except WeightsError as error:
+        problems.append(str(error))
+    return problems
