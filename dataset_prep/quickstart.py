@@ -1,0 +1,174 @@
+"""The whole of ChatBridge at a size that anyone can check: ``make quickstart``.
+
+Makes the embedded world, trains stage 1 and stage 2, asks the held-out questions after each stage, and writes
+``report.json``, ``report.md`` and plots. Every step is a command that can be run by hand; it is printed as it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from chatbridge.evaluation.markdown import seeds_table
+from chatbridge.evaluation.report import ReportInput, StageFiles, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {
+    "stage1": "train_configs/quickstart.yaml",
+    "stage2": "instructiontuning_configs/quickstart.yaml",
+}
+ANSWERS = "eval_configs/quickstart.yaml"
+CAPTIONS = "eval_configs/quickstart_captions.yaml"
+MARKS = ("<!-- seeds -->", "<!-- end of seeds -->")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Steps of either stage, where they are not those of the YAML."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+
+    def options(self, stage: str) -> list[str]:
+        """Overrides for ``train.py``."""
+        return [f"run.max_steps={self.steps[stage]}"] if stage in self.steps else []
+
+
+SCALES = {"small": Scale(), "tiny": Scale({"stage1": 120, "stage2": 100})}
+
+
+@dataclass
+class Meter:
+    """Wall seconds of every phase, and the most memory that all processes below this one held at a time."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Meter:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.25):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:  # it ended in the meantime
+                    continue
+            self.peak_rss = max(self.peak_rss, total)
+
+    def phase(self, name: str, *commands: list[str]) -> None:
+        """Run commands side by side and note how long it took. Raises SystemExit when one of them fails."""
+        print(f"\n== {name}", flush=True)
+        started = time.perf_counter()
+        running = []
+        for command in commands:
+            print("   " + shlex.join(["python", *command]), flush=True)
+            running.append(subprocess.Popen([sys.executable, *command], cwd=ROOT))
+        codes = [process.wait() for process in running]
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        if any(codes):
+            raise SystemExit(f"error: '{name}' failed; see above")
+
+
+def torchrun(config: str, options: list[str], processes: int = 1) -> list[str]:
+    """The command line of ``torchrun train.py``, without the interpreter."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py"]
+    return [*command, "--cfg-path", config, "--options", *options]
+
+
+def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> None:
+    """Both stages and their questions for one seed of the bridges; the report goes to `out`."""
+    common = [f"paths.world={world}", f"run.seed={seed}"]
+    for stage, config in STAGES.items():
+        options = [*common, f"run.output_dir={out / stage}", *scale.options(stage)]
+        if stage == "stage2":
+            options.append(f"paths.stage1={out / 'stage1'}")
+        meter.phase(stage, torchrun(config, options))
+        asking = [*common, f"paths.checkpoint={out / stage}"]
+        answers = [*asking, f"run.output_dir={out / f'{stage}_answers'}"]
+        if stage == "stage1":  # both together are asked about after stage 2
+            answers.append("run.only=[test_*]")
+        captions = [*asking, f"run.output_dir={out / f'{stage}_captions'}"]
+        meter.phase(
+            f"{stage}_questions",
+            torchrun(ANSWERS, answers, processes=1 if stage == "stage1" else 2),
+            torchrun(CAPTIONS, captions),
+        )
+
+
+def files_of(out: Path, stage: str) -> StageFiles:
+    """What `run_seed` left of one stage."""
+    return StageFiles(
+        answers=out / f"{stage}_answers" / "predictions.jsonl",
+        captions=out / f"{stage}_captions" / "predictions.jsonl",
+        metrics=out / stage / "metrics.jsonl",
+    )
+
+
+def update_table(page: Path, reports: list[Path]) -> None:
+    """Write the table over seeds between the two marks of a page."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not mark or not end:
+        raise SystemExit(f"error: {page} has no lines '{MARKS[0]}' and '{MARKS[1]}' to write a table between")
+    page.write_text(f"{before}{mark}\n\n{seeds_table(reports)}\n\n{end}{after}", encoding="utf-8")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "quickstart", help="the report's folder")
+    parser.add_argument("--seed", type=int, action="append", help="of the bridges; give it again for further seeds")
+    parser.add_argument("--world-seed", type=int, default=0, help="of the embedded world, its LLM and its encoders")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="small", help="tiny: for tests, learns less")
+    parser.add_argument("--table", type=Path, help="a page whose table of results is written anew from all seeds")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    seeds = args.seed or [42]
+    world, scale = (args.out / "world").resolve(), SCALES[args.scale]
+    reports = []
+    for seed in seeds:
+        out = (args.out if seed == seeds[0] else args.out / f"seed{seed}").resolve()
+        started = time.perf_counter()
+        with Meter() as meter:
+            make = ["-m", "dataset_prep.world", "--out", str(world), "--seed", str(args.world_seed)]
+            meter.phase("world", [*make, "--scale", args.scale])
+            for stage in STAGES:  # a quickstart starts afresh: what an earlier one left is not resumed
+                shutil.rmtree(out / stage, ignore_errors=True)
+            run_seed(meter, out, world, seed, scale)
+        runs = ReportInput(
+            stage1=files_of(out, "stage1"),
+            stage2=files_of(out, "stage2"),
+            wall_seconds=meter.seconds,
+            total_seconds=time.perf_counter() - started,
+            peak_rss_bytes=meter.peak_rss,
+            seed=seed,
+            settings={"scale": args.scale, "world_seed": args.world_seed},
+        )
+        write_report(out, runs)
+        reports.append(out / "report.json")
+        print(f"\nreport: {out / 'report.md'} (and report.json, plots beside it)", flush=True)
+    if args.table:
+        update_table(args.table, reports)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
