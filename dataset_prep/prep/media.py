@@ -1,0 +1,230 @@
+"""Finding a sample's media files, looking whether they can be used, and putting them where the runner reads them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chatbridge.processors import (
+    AudioConfig,
+    AudioProcessor,
+    ImageConfig,
+    ImageProcessor,
+    MediaError,
+    MediaLoader,
+    VideoConfig,
+    VideoProcessor,
+)
+from chatbridge.processors.base import MissingMedia, Source, readable
+from chatbridge.processors.containers import check_whole
+from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
+from dataset_prep.prep.job import hash_of
+
+FOLDERS = {"image": "images", "video": "videos", "audio": "audio"}
+"""The folder of each modality's files in a prepared corpus."""
+
+CHECKS = ("exists", "header", "decode")
+"""How closely media are looked at: there and not empty; header read and length right; read by the processor."""
+
+
+def processors() -> dict[str, Any]:
+    """The processors of the three modalities, at their defaults."""
+    return {
+        "image": ImageProcessor(ImageConfig()),
+        "video": VideoProcessor(VideoConfig()),
+        "audio": AudioProcessor(AudioConfig()),
+    }
+
+
+def check_media(modality: str, source: Source, level: str, processor: Any) -> None:
+    """Raise MediaError when a file (or blob) fails the check. A folder of frames is checked by its first frame."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+        readable(source)
+    if level == "decode":
+        processor.load(source)
+    elif level == "header":
+        _HEADERS.get(modality, lambda _: None)(source)
+
+
+def _image_header(source: Source) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(readable(source)) as picture:
+            picture.verify()
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow raises anything on damaged files
+        raise MediaError(str(getattr(source, "name", source)), f"is not a readable picture ({error})") from error
+
+
+def _video_header(source: Source) -> None:
+    import av
+
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        frames = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ImageProcessor.extensions)
+        if not frames:
+            raise MediaError(str(source), "is a folder without frames")
+        return _image_header(frames[0])
+    check_whole(source)
+    try:
+        with av.open(readable(source)) as container:
+            found = bool(container.streams.video)
+    except Exception as error:
+        raise MediaError(str(getattr(source, "name", source)), f"is not a readable video ({error})") from error
+    if not found:
+        raise MediaError(str(getattr(source, "name", source)), "has no picture track")
+    return None
+
+
+def _audio_header(source: Source) -> None:
+    import av
+
+    check_whole(source)
+    try:
+        with av.open(readable(source)) as container:
+            found = bool(container.streams.audio)
+    except Exception as error:
+        raise MediaError(str(getattr(source, "name", source)), f"is not a readable sound ({error})") from error
+    if not found:
+        raise MediaError(str(getattr(source, "name", source)), "has no sound track")
+
+
+_HEADERS: dict[str, Callable[[Source], None]] = {
+    "image": _image_header,
+    "video": _video_header,
+    "audio": _audio_header,
+}
+
+
+@dataclass
+class Placing:
+    """Work of a corpus job: finds every sample's media, checks them, and writes its annotation.
+
+    Attributes:
+        roots: modality -> the folder its names are relative to.
+        out: the destination; media end up in ``out/images`` and so on.
+        check: one of `CHECKS`; place: "link" (the folder is linked as a whole, see `link_folders`) or "copy".
+        frames: take this many frames of every video, to ``out/videos/<name>/``, instead of the video itself.
+    """
+
+    roots: dict[str, Path]
+    out: Path
+    check: str = "header"
+    place: str = "link"
+    frames: int = 0
+    size: int = 256
+    folders: dict[str, str] = field(default_factory=lambda: dict(FOLDERS))
+
+    @cached_property
+    def loader(self) -> MediaLoader:
+        return MediaLoader(processors(), self.roots)
+
+    def __call__(self, number: int, items: list[Item]) -> Part:
+        part = Part(read=len(items))
+        for item in items:
+            try:
+                names = {modality: self._one(part, modality, item) for modality in item.media}
+            except _Unusable as problem:
+                part.dropped.append(Drop(item.id, problem.reason, problem.detail, item.where))
+                continue
+            keys = {f"{modality}_id": name for modality, name in names.items()}
+            part.kept.append({"id": item.id, **keys, **item.entry})
+        return part
+
+    def _one(self, part: Part, modality: str, item: Item) -> str:
+        """The name of one medium below its folder, checked and in its place."""
+        path = self._find(modality, item.media[modality])
+        name = path.relative_to(self.roots[modality]).as_posix()
+        try:
+            if modality == "video" and self.frames:
+                from dataset_prep.prep.frames import write_frames
+
+                name = str(Path(name).with_suffix("").as_posix())
+                target = self.out / self.folders[modality] / name
+                write_frames(path, target, self.frames, size=self.size)
+                path = target
+            else:
+                check_media(modality, path, self.check, self.loader.processors[modality])
+                if self.place == "copy":
+                    copy_file(path, self.out / self.folders[modality] / name)
+        except MediaError as error:
+            raise _Unusable(UNREADABLE, f"{modality} {error.source}: {error.reason}") from error
+        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir())
+        totals = part.media.setdefault(modality, [0, 0, 0])
+        totals[:] = totals[0] + 1, totals[1] + size, totals[2] + hash_of(f"{name}\0{size}")
+        return name
+
+    def _find(self, modality: str, names: Iterable[str]) -> Path:
+        tried = []
+        for name in names:
+            try:
+                return self.loader.find(modality, name)
+            except MissingMedia:
+                tried.append(name)
+            except MediaError as error:
+                raise _Unusable(UNSAFE, f"{modality} {error.source}: {error.reason}") from error
+        more = f" (or {', '.join(tried[1:4])}{' ...' if len(tried) > 4 else ''})" if len(tried) > 1 else ""
+        raise _Unusable(MISSING, f"no {modality} {tried[0] if tried else '(no name)'}{more}")
+
+
+class _Unusable(Exception):
+    """A sample that must be left out."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file or a folder of frames, unless it is there with the same size and time; never leaves half a file."""
+    if source.is_dir():
+        for file in source.iterdir():
+            copy_file(file, target / file.name)
+        return
+    state = source.stat()
+    if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.copy2(source, temporary)
+    os.replace(temporary, target)
+
+
+def link_folder(source: Path, link: Path) -> None:
+    """Make `link` point to a folder; nothing is copied.
+
+    Raises:
+        ValueError: when something else stands there, or the file system knows no links.
+    """
+    source = source.resolve()
+    if link.is_symlink() or link.exists():
+        if link.resolve() == source:
+            return
+        raise ValueError(f"{link} exists and is not {source}; remove it, or take another --out")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(source, target_is_directory=True)
+    except OSError as error:
+        raise ValueError(f"{link} cannot be linked to {source} ({error.strerror}); use --place copy") from error
+
+
+def index_by_stem(root: Path, extensions: Iterable[str]) -> dict[str, str]:
+    """Stem -> file name relative to `root`, of every file below it with one of the endings.
+
+    Archives of sound collections unpack into folders of their maker's; the stem is what annotations know.
+    Of two files with the same stem the first in name order counts.
+    """
+    wanted, found = set(extensions), {}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in wanted:
+                found.setdefault(stem, Path(os.path.relpath(os.path.join(folder, name), root)).as_posix())
+    return found
