@@ -1,51 +1,96 @@
-"""``train.py --check``: everything that can be known of a run without its weights, in seconds."""
+"""What can be known of a run without its weights: ``train.py --check`` prints it, and a plan begins with it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
+from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import ConfigError
-from chatbridge.runners.assembly import Assembly
+from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.processors.tokenizer import Tokenizer
+from chatbridge.runners.assembly import Assembly, check_batch_sizes
+from chatbridge.runners.evaluation import EvaluationConfig
+
+
+@dataclass
+class Findings:
+    """Everything found at once, not only the first of it.
+
+    Attributes:
+        awaited: what the configuration names and the disk does not hold yet, one line each.
+        problems: what is wrong, one line each.
+        tokenizer: None where it is not there or not readable.
+        datasets: "datasets.<name>" or "validation.<name>" -> those that could be opened.
+    """
+
+    awaited: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    tokenizer: Tokenizer | None = None
+    datasets: dict[str, TaskDataset] = field(default_factory=dict)
+
+    def attempt(self, step: Callable[[], Any]) -> Any:
+        """The step's result, or None when it failed (the problems are noted)."""
+        try:
+            return step()
+        except ConfigError as error:
+            self.problems += error.problems
+        except (ValueError, OSError) as error:
+            self.problems += str(error).splitlines()
+        return None
+
+
+def examine(assembly: Assembly, world: int = 1) -> Findings:
+    """Try every part of a run but the model, each on its own.
+
+    A part whose files are awaited is left alone; datasets are opened even while the tokenizer is awaited.
+
+    Args:
+        world: how many processes the batches will be shared by.
+    """
+    config = assembly.config
+    found = Findings(awaited=[str(missing) for missing in assembly.loaded.awaited])
+    task = found.attempt(lambda: assembly.task)
+    processors = found.attempt(lambda: assembly.processors)
+    if not _awaits(assembly, "tokenizer" if config.tokenizer else "model.llm"):
+        found.tokenizer = found.attempt(lambda: assembly.tokenizer)
+        if found.tokenizer is not None:
+            found.attempt(assembly.check_vocabulary)
+    if task is not None and processors is not None:
+        parts = Parts(task, found.tokenizer, assembly.queries, processors, config.run.seed)
+        for section, sets in (("datasets", config.datasets), ("validation", config.validation)):
+            for name, settings in sets.items():
+                if _awaits(assembly, f"{section}.{name}."):
+                    continue
+                # An evaluation asks questions that need no answer; held-out data of a training run needs them.
+                is_open = isinstance(config.run, EvaluationConfig)
+                dataset = found.attempt(lambda s=settings, n=name, o=is_open: DATASETS.build(s, n, parts, o))
+                if dataset is not None:
+                    found.datasets[f"{section}.{name}"] = dataset
+    for name, settings in config.datasets.items():
+        found.attempt(lambda n=name, s=settings: check_batch_sizes({n: s}, world))
+    return found
 
 
 def check(assembly: Assembly) -> int:
     """Print what is wrong, what is still to be fetched, and what the data holds; 0 when nothing is wrong, else 1."""
-    loaded = assembly.loaded
-    problems: list[str] = []
-    for missing in loaded.awaited:
+    found = examine(assembly)
+    for missing in found.awaited:
         print(f"to fetch: {missing}")
-
-    def attempt(step: Callable[[], object]) -> None:
-        try:
-            step()
-        except ConfigError as error:
-            problems.extend(error.problems)
-        except (ValueError, OSError) as error:
-            problems.extend(str(error).splitlines())
-
-    attempt(lambda: assembly.task)
-    attempt(lambda: assembly.processors)
-    if not problems and not _awaits(assembly, "tokenizer", "model.llm"):
-        attempt(lambda: assembly.tokenizer)
-    awaited_data = _awaits(assembly, "datasets", "validation")
-    if not problems and not awaited_data and "tokenizer" in assembly.__dict__:
-        attempt(lambda: _report(assembly))
-    for problem in problems:
+    for name, dataset in found.datasets.items():
+        kinds = "%".join(kind.name for kind in dataset.kinds)
+        size = "unknown" if dataset.length is None else f"{dataset.length:,}"
+        print(f"{name}: {size} entries of {kinds}, batch size {dataset.config.batch_size}")
+        for line in dataset.skipped[:5]:
+            print(f"  skipped: {line}")
+    for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
-    if not problems:
-        print(f"{loaded.source}: ok" + (", once the above is there" if loaded.awaited else ""))
-    return 1 if problems else 0
+    if not found.problems:
+        print(f"{assembly.loaded.source}: ok" + (", once the above is there" if found.awaited else ""))
+    return 1 if found.problems else 0
 
 
 def _awaits(assembly: Assembly, *prefixes: str) -> bool:
     return any(m.key.startswith(prefixes) for m in assembly.loaded.awaited)
-
-
-def _report(assembly: Assembly) -> None:
-    for section, sets in (("datasets", assembly.datasets), ("validation", assembly.validation())):
-        for name, dataset in sets.items():
-            kinds = "%".join(kind.name for kind in dataset.kinds)
-            print(f"{section}.{name}: {len(dataset):,} entries of {kinds}, batch size {dataset.config.batch_size}")
-            for line in dataset.skipped[:5]:
-                print(f"  skipped: {line}")

@@ -1,0 +1,330 @@
+"""Predicted against measured: memory and time of training steps with random weights and made-up batches.
+
+    python benchmarks/calibrate_plan.py --cfg-path train_configs/chatbridge_pretrain.yaml --out calibration.json
+    python benchmarks/calibrate_plan.py --tiny          # a toy model, on any machine
+    python benchmarks/calibrate_plan.py --cfg-path CFG --simulate    # the real size without a GPU: memory alone
+
+Every different batch of the configuration is run as one of `--gpus` processes would have it, on one GPU, without the
+others: memory and time are those of a single process without communication. Memory is PyTorch's own account (without
+the driver's context); on the CPU, where there is none, the bytes of all tensors alive. The share of the peak that the
+steps reach is printed: give it to ``train.py --plan --utilisation``. Needs neither weights nor data.
+
+`--simulate` runs the steps on tensors without content and counts the bytes alive. What GPU kernels take for themselves
+and what the allocator loses is not in it; dropout is left out, for which the CPU has no fused attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from chatbridge import register_all
+from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.config import load_config
+from chatbridge.common.optim import build_optimizers
+from chatbridge.models import (
+    BeatsConfig,
+    BridgeConfig,
+    CausalLM,
+    CausalLMConfig,
+    ChatBridge,
+    ChatBridgeConfig,
+    EvaVitConfig,
+    PerceiverConfig,
+)
+from chatbridge.planning.devices import DEVICES, Device, device
+from chatbridge.planning.flops import batch_work
+from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
+from chatbridge.planning.inventory import inventory, meta_model
+from chatbridge.planning.measure import LiveBytes, as_fake, fake_loss
+from chatbridge.planning.memory import Sharding, resident, step_memory
+from chatbridge.planning.plan import plan, planned_precision
+from chatbridge.planning.report import table
+from chatbridge.planning.result import PlanOptions
+from chatbridge.planning.throughput import seconds
+
+MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.25
+
+
+@dataclass
+class Row:
+    """One batch's result; bytes and seconds."""
+
+    name: str
+    samples: float
+    length: float
+    predicted_bytes: float
+    measured_bytes: float
+    flops: float
+    predicted_seconds: float
+    measured_seconds: float
+    utilisation: float
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--cfg-path", help="the YAML of a training run")
+    source.add_argument("--tiny", action="store_true", help="a toy model instead")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
+    parser.add_argument("--llm", help="architecture of a language model whose folder is not there")
+    parser.add_argument("--gpus", type=int, default=8, help="processes that share a batch (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", help="names of datasets; default: one of every different batch")
+    parser.add_argument("--device", choices=list(DEVICES), help="default: by the name of the GPU")
+    parser.add_argument("--tflops", type=float, help="half-precision dense peak, instead of the device's")
+    parser.add_argument("--utilisation", type=float, help="assumed for the prediction, instead of the device's")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="timed steps, after two that are not (default: %(default)s)"
+    )
+    parser.add_argument("--simulate", action="store_true", help="count bytes on tensors without content, time nothing")
+    parser.add_argument("--out", type=Path, help="write the results there, too, as JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 when every prediction holds (on a GPU; elsewhere times mean little and are not judged), else 1."""
+    args = parse_args(argv)
+    register_all()
+    where = "cuda" if torch.cuda.is_available() and not args.simulate else "cpu"
+    if args.simulate:
+        where = "meta"
+    try:
+        model, amp, shapes = _tiny(where) if args.tiny else _from_config(args, where)
+        planned = Device("no device", 0.0, 0.0, 0.0, 0.0) if args.simulate else _device(args, where)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.simulate:
+        rows = simulate(model, shapes, amp)
+    else:
+        rows = [run(name, model, shape, amp, planned, args.steps) for name, shape in shapes.items()]
+    print(_report(rows, planned, where))
+    if args.out:
+        result = {"device": asdict(planned), "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+        args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if all(_holds(row, where) for row in rows) else 1
+
+
+def run(name: str, model: ChatBridge, shape: BatchShape, amp: str | None, planned: Device, steps: int) -> Row:
+    """Train a few steps on one batch, and compare with the plan of it."""
+    where = model.device
+    geometry = Geometry(model, amp)
+    always = resident(inventory(model), geometry, Sharding())
+    optimisers = build_optimizers(model.named_parameters(), 1e-5, 0.05, (0.9, 0.999))
+    _make_states(model, optimisers)
+    batch = made_up(model, shape).to(where)
+    scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16" and where.type == "cuda")
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
+    context = torch.autocast(where.type, kind) if kind else contextlib.nullcontext()
+
+    def step() -> None:
+        with context:
+            loss = model(batch).loss_sum
+        scaler.scale(loss).backward()
+        del loss
+        for optimiser in optimisers:
+            scaler.step(optimiser)
+            optimiser.zero_grad(set_to_none=True)
+        scaler.update()
+
+    measured, times = _watch(step, model, optimisers, batch, steps)
+    work = batch_work(geometry, shape)
+    predicted = always.always + step_memory(geometry, shape, always, Sharding()).peak
+    full = seconds(work, replace(planned, utilisation=1.0))
+    taken = statistics.median(times)
+    flops = sum(w.total for w in work.values())
+    guess = seconds(work, planned)
+    return Row(name, shape.samples, shape.length, predicted, measured, flops, guess, taken, full / taken)
+
+
+def simulate(model: ChatBridge, shapes: dict[str, BatchShape], amp: str | None) -> list[Row]:
+    """Two steps of each batch on tensors without content: the second has the optimiser's state."""
+    count = inventory(model)
+    mode = as_fake(model)
+    geometry = Geometry(model, amp)
+    always = resident(count, geometry, Sharding())
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
+    rows = []
+    for name, shape in shapes.items():
+        with mode:
+            (optimiser,) = build_optimizers(model.named_parameters(), 1e-5, 0.05, (0.9, 0.999))
+            _make_states(model, [optimiser])
+            states = [t for s in optimiser.state.values() for t in s.values()]
+            with LiveBytes([*model.parameters(), *model.buffers(), *states]) as live:
+                with torch.autocast("cpu", kind) if kind else contextlib.nullcontext():
+                    loss = fake_loss(model, shape)
+                loss.backward()
+                del loss
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        predicted = always.always + step_memory(geometry, shape, always, Sharding()).peak
+        flops = sum(w.total for w in batch_work(geometry, shape).values())
+        rows.append(Row(name, shape.samples, shape.length, predicted, live.peak, flops, 0.0, 0.0, 0.0))
+    return rows
+
+
+def _watch(
+    step: Callable[[], None], model: nn.Module, optimisers: list, batch: MultimodalBatch, steps: int
+) -> tuple[int, list[float]]:
+    """(bytes at the worst moment, seconds of each step)."""
+    cuda = model.device.type == "cuda"
+    times = []
+    for index in range(steps + 2):
+        if cuda:
+            torch.cuda.synchronize()
+            if index == 2:
+                torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        if index >= 2:
+            times.append(time.perf_counter() - started)
+    if cuda:
+        return torch.cuda.max_memory_allocated(), times
+    states = [t for o in optimisers for s in o.state.values() for t in s.values()]
+    with LiveBytes([*model.parameters(), *model.buffers(), *states, *batch.media.values()]) as live:
+        step()
+    return live.peak, times
+
+
+def _make_states(model: nn.Module, optimisers: list) -> None:
+    """Let the optimisers have their state for every parameter, those that this batch does not reach included."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+
+def made_up(model: ChatBridge, shape: BatchShape) -> MultimodalBatch:
+    """A batch of that shape: media first, then text, whose last positions are supervised; the first row is padded."""
+    count, length = round(shape.samples), round(shape.length)
+    ids = torch.randint(3, model.llm.vocab_size, (count, length))
+    labels, slots, mask = torch.full_like(ids, IGNORE), torch.full_like(ids, TEXT), torch.ones_like(ids)
+    place, media = 1, {}
+    for index, modality in enumerate(sorted(shape.media)):
+        given = shape.media[modality]
+        each = max(1, round(given.count / count))
+        width = each * model.bridge_of(modality).num_queries
+        slots[:, place : place + width] = index
+        place += width
+        media[modality] = torch.randn(count * each, given.steps, *given.step_shape)
+    supervised = min(length - place, max(1, round(shape.supervised / count)))
+    labels[:, length - supervised :] = ids[:, length - supervised :]
+    mask[0, -1], labels[0, -1] = 0, IGNORE
+    return MultimodalBatch([str(i) for i in range(count)], ids, mask, labels, slots, media)
+
+
+def _from_config(args: argparse.Namespace, where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
+    options = PlanOptions(gpus=args.gpus, llm=args.llm, probe=0, samples=0)
+    found = plan(args.cfg_path, options, args.options)
+    if not found.datasets:
+        raise ValueError("\n".join(found.problems) or f"{args.cfg_path} describes no training run")
+    shapes: dict[str, BatchShape] = {}
+    for dataset in found.datasets:
+        if args.only and dataset.name not in args.only:
+            continue
+        if args.only or dataset.expected not in shapes.values():
+            shapes[dataset.name] = dataset.expected
+    if not shapes:
+        raise ValueError(f"--only {' '.join(args.only)}: the run has {', '.join(d.name for d in found.datasets)}")
+    config = load_config(args.cfg_path, args.options, defer_missing=True).config
+    config.model.weights = []
+    for bridge in config.model.bridges.values():
+        bridge.encoder = replace(bridge.encoder, weights=None)
+        if args.simulate:
+            bridge.perceiver = replace(bridge.perceiver, dropout=0.0)
+    model, _ = meta_model(config.model, args.llm, where)
+    return model.train(), planned_precision(config.run.amp), shapes
+
+
+def _tiny(where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
+    torch.manual_seed(0)
+    settings = {
+        "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "intermediate_size": 688, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    with torch.device(where):
+        llm = CausalLM.from_config(settings, "bfloat16")
+        llm = CausalLM(CausalLMConfig(path="", dtype="bfloat16"), llm.model)
+        eva = EvaVitConfig(image_size=56, width=128, depth=2, heads=4, dtype="bfloat16")
+        beats = BeatsConfig(
+            patch_width=32, width=64, depth=2, heads=4, ffn_width=128, conv_pos=16, conv_pos_groups=4, dtype="bfloat16"
+        )
+        perceiver = PerceiverConfig(num_queries=8, width=96, layers=4, heads=4, intermediate=256)
+        bridges = {
+            "vision": BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver),
+            "audio": BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver),
+        }
+        model = ChatBridge(ChatBridgeConfig(llm=None, bridges=bridges), llm=llm)
+    pixels, bank = (3, 56, 56), (128, 64)
+    shapes = {
+        "image": BatchShape(8, 41, 8 * 30, {"image": MediaBatch(8, 1, pixels)}),
+        "video": BatchShape(4, 61, 4 * 40, {"video": MediaBatch(4, 4, pixels)}),
+        "audio": BatchShape(8, 41, 8 * 30, {"audio": MediaBatch(8, 2, bank)}),
+    }
+    return model.train(), "bf16", shapes
+
+
+def _device(args: argparse.Namespace, where: str) -> Device:
+    if where == "cpu":
+        peak = args.tflops or _cpu_tflops()
+        return Device("cpu", peak, peak, 0.0, args.utilisation or 0.5)
+    told = torch.cuda.get_device_name().lower()
+    names = {"h200": "h200", "h100": "h100", "a100": "a100-80gb"}
+    name = args.device or next((names[key] for key in names if key in told), None)
+    if name is None:
+        raise ValueError(f"'{told}' is in no table: name its nearest with --device, and its peak with --tflops")
+    return device(name, args.tflops, utilisation=args.utilisation)
+
+
+def _cpu_tflops() -> float:
+    """What a large bf16 product reaches here."""
+    a = torch.randn(1024, 1024, dtype=torch.bfloat16)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(3):
+        a @ a
+    return 3 * 2 * 1024**3 / (time.perf_counter() - started) / 1e12
+
+
+def _holds(row: Row, where: str) -> bool:
+    memory = abs(row.predicted_bytes / row.measured_bytes - 1) <= MEMORY_WITHIN
+    if where != "cuda":
+        return memory
+    return memory and abs(row.predicted_seconds / row.measured_seconds - 1) <= TIME_WITHIN
+
+
+def _report(rows: list[Row], planned: Device, where: str) -> str:
+    cells = [["batch", "samples", "positions", "GB planned", "measured", "", "s planned", "measured", "", "of peak"]]
+    for r in rows:
+        cells.append([
+            r.name, f"{r.samples:g}", f"{r.length:g}",
+            f"{r.predicted_bytes / 1e9:.3f}", f"{r.measured_bytes / 1e9:.3f}",
+            f"{r.predicted_bytes / r.measured_bytes - 1:+.1%}",
+        ])  # fmt: skip
+        if where == "meta":
+            continue
+        cells[-1] += [f"{r.predicted_seconds:.4f}", f"{r.measured_seconds:.4f}"]
+        cells[-1] += [f"{r.predicted_seconds / r.measured_seconds - 1:+.1%}", f"{r.utilisation:.1%}"]
+    if where == "meta":
+        return f"Simulated, PyTorch {torch.__version__}\n" + table([row[:6] for row in cells], "lrrrrr")
+    name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
+    head = f"{name}: planned as {planned.name}, {planned.half_tflops:.3g} TFLOP/s at {planned.utilisation:.0%}"
+    return f"{head}, PyTorch {torch.__version__}\n" + table(cells, "lrrrrrrrrr")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

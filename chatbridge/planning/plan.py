@@ -1,0 +1,145 @@
+"""A run, planned before it is paid for: what is wrong with it, what it takes, and how long it will last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chatbridge.common.config import LoadedConfig, load_config
+from chatbridge.common.registry import PROCESSORS
+from chatbridge.common.schema import ConfigError
+from chatbridge.models.chatbridge import ChatBridge
+from chatbridge.planning import verdict
+from chatbridge.planning.assets import weight_problems
+from chatbridge.planning.batches import PlannedDataset, planned_dataset, shares
+from chatbridge.planning.devices import device
+from chatbridge.planning.flops import batch_work
+from chatbridge.planning.geometry import Geometry
+from chatbridge.planning.inventory import inventory, meta_model
+from chatbridge.planning.memory import Sharding, resident, step_memory
+from chatbridge.planning.probe import first_samples, probe
+from chatbridge.planning.result import Plan, PlanOptions
+from chatbridge.planning.throughput import expected_throughput
+from chatbridge.runners.assembly import Assembly
+from chatbridge.runners.check import Findings, examine
+from chatbridge.runners.config import TrainingConfig
+
+PROBE_SECONDS = 15.0
+"""Opening media for the probe stops after this long, over all datasets."""
+
+GPUS_ELSEWHERE = 8
+"""Processes per node that are assumed where this machine has no GPU and none are named."""
+
+
+def plan(config: str | Path | LoadedConfig, options: PlanOptions | None = None, overrides: Sequence[str] = ()) -> Plan:
+    """Plan a run. No weight is read and no GPU used; the parts must be registered before (`register_all`).
+
+    Args:
+        config: a YAML's path, or one that was loaded.
+        options: the device and the rest. overrides: "a.b=c", as ``--options``.
+
+    Returns:
+        The plan, however much is wrong: see `Plan.ok`, `Plan.problems`, `Plan.missing`.
+
+    Raises:
+        ValueError: for options that make no sense (a device that is not known, no GPU).
+    """
+    started = time.monotonic()
+    options = options or PlanOptions()
+    result = Plan(str(config), device(options.device, options.tflops, options.memory_gb, options.utilisation))
+    if options.nodes < 1 or (options.gpus is not None and options.gpus < 1):
+        raise ValueError("a run takes at least one GPU on at least one node")
+    try:
+        loaded = config if isinstance(config, LoadedConfig) else load_config(config, overrides, defer_missing=True)
+    except ConfigError as error:
+        result.problems = list(error.problems)
+        return result
+    result.source = str(loaded.source)
+    _fill(result, Assembly(loaded), options)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def planned_precision(amp: bool | str) -> str | None:
+    """``run.amp`` as it will be on the planned device, whatever this machine is: "bf16", "fp16", or None."""
+    if amp is True:
+        return "bf16"
+    return None if amp in (False, "no") else str(amp)
+
+
+def _fill(result: Plan, assembly: Assembly, options: PlanOptions) -> None:
+    run = assembly.config.run
+    trains = isinstance(run, TrainingConfig)
+    result.nodes = options.nodes
+    result.gpus = options.gpus or torch.cuda.device_count() or (1 if run.device == "cpu" else GPUS_ELSEWHERE)
+    result.amp = planned_precision(run.amp)
+    strategy = options.strategy or getattr(run, "strategy", None) or "ddp"
+    result.sharding = Sharding(strategy, result.world, getattr(run, "accum_grad_iters", 1))
+    found = examine(assembly, result.world if trains else 1)
+    result.missing, result.problems = found.awaited, found.problems
+    _look(result, found, options)
+    verdict.judge_data(result, assembly.config)
+    built = found.attempt(lambda: meta_model(assembly.config.model, options.llm))
+    if built is not None:
+        _measure(result, assembly, found, *built)
+    verdict.judge_run(result, assembly.config)
+
+
+def _measure(result: Plan, assembly: Assembly, found: Findings, model: nn.Module, source: str) -> None:
+    """Everything that the model's sizes tell."""
+    trains = isinstance(assembly.config.run, TrainingConfig)
+    result.inventory = inventory(model, source)
+    geometry = Geometry(model, result.amp) if isinstance(model, ChatBridge) else None
+    optimiser = getattr(assembly.config.run, "optimizer", "adamw") if trains else None
+    result.resident = resident(result.inventory, geometry, result.sharding, optimiser)
+    if geometry is None:
+        result.warnings.append("the model is not 'chatbridge': only its parameters are counted")
+        return
+    result.problems += weight_problems(assembly.config.model, model)
+    verdict.judge_vocabulary(result, found.tokenizer, geometry.llm.vocabulary)
+    if trains:
+        _plan_steps(result, assembly, found, geometry)
+
+
+def _look(result: Plan, found: Findings, options: PlanOptions) -> None:
+    """Render and probe every dataset whose annotations are there."""
+    deadline = time.monotonic() + PROBE_SECONDS
+    for name, dataset in found.datasets.items():
+        result.entries[name] = dataset.length
+        result.samples[name] = first_samples(dataset, found.tokenizer, options.samples)
+        if options.probe:
+            result.probes[name] = probe(dataset, found.tokenizer, options.probe, deadline)
+
+
+def _plan_steps(result: Plan, assembly: Assembly, found: Findings, geometry: Geometry) -> None:
+    """The steps of every dataset, as far as the parts they need can be built."""
+    config, run = assembly.config, assembly.config.run
+    quiet = Findings()  # what is wrong with task and processors is known already
+    task, processors = quiet.attempt(lambda: assembly.task), quiet.attempt(lambda: assembly.processors)
+    if task is None or processors is None:
+        return
+    bos = 0 if found.tokenizer is not None and found.tokenizer.bos_id is None else 1
+    sizes = {name: result.entries.get(f"datasets.{name}") or 0 for name in config.datasets}
+
+    def planned(name: str, settings: Any, share: float) -> PlannedDataset:
+        every = {**processors, **{modality: PROCESSORS.build(c) for modality, c in settings.processors.items()}}
+        seen = result.probes.get(f"datasets.{name}")
+        return planned_dataset(name, settings, share, result.world, task, every, geometry, seen, bos)
+
+    for name, share in shares(config.datasets, sizes, run.mixture).items():
+        dataset = found.attempt(lambda n=name, s=share: planned(n, config.datasets[n], s))
+        if dataset is None:
+            continue
+        result.datasets.append(dataset)
+        result.work[name] = batch_work(geometry, dataset.expected)
+        result.memory[name] = step_memory(geometry, dataset.worst, result.resident, result.sharding)
+    if result.datasets:
+        accumulate, steps = run.accum_grad_iters, run.total_steps
+        result.throughput = expected_throughput(
+            result.datasets, result.work, result.device, result.world, accumulate, steps
+        )

@@ -1,0 +1,110 @@
+"""What in a plan would make the run fail, and what is worth a warning."""
+
+from __future__ import annotations
+
+from math import comb
+from typing import Any
+
+from chatbridge.common.config import Config
+from chatbridge.common.tokenizer import Tokenizer
+from chatbridge.planning.probe import Probe
+from chatbridge.planning.result import Plan
+from chatbridge.runners.config import TrainingConfig
+
+MARGIN = 0.15
+"""How far the memory's prediction is trusted: a peak nearer than this to the device's memory gets a warning."""
+
+DOUBT = 0.01
+"""A run is said to fail on unreadable media when an acceptable share would show so many with less than this chance."""
+
+
+def judge_data(result: Plan, config: Config) -> None:
+    """Items that cannot be used, and labels that truncation removes."""
+    allowed = getattr(config.run, "max_bad_share", 0.0)
+    for name, seen in result.probes.items():
+        bad = seen.refused + seen.unreadable
+        tried = len(seen.refused) + seen.read
+        if bad:
+            told = f"{name}: {len(bad)} of {tried} items tried cannot be used; the first: {bad[0]}"
+            certain = len(bad) == tried or _chance(len(bad), tried, allowed) < DOUBT
+            (result.problems if certain else result.warnings).append(told)
+        if seen.without_label:
+            told = f"{name}: truncation leaves {seen.without_label} of {seen.items} items without a label"
+            result.warnings.append(f"{told}; raise task.max_txt_len")
+        if seen.items and not _complete(seen):
+            result.warnings.append(f"{name}: time was up after {tried} of {seen.items} items; --probe takes fewer")
+
+
+def judge_vocabulary(result: Plan, tokenizer: Tokenizer | None, vocabulary: int) -> None:
+    """A tokenizer with ids that the language model has no embedding for belongs to another model."""
+    if tokenizer is not None and tokenizer.vocab_size > vocabulary:
+        result.problems.append(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the language model {vocabulary} embeddings: they belong "
+            "to different models; correct tokenizer or model.llm.path"
+        )
+
+
+def judge_run(result: Plan, config: Config) -> None:
+    """Nothing to train, nothing to read, too little memory, needless conversions."""
+    if not isinstance(config.run, TrainingConfig):
+        if not config.validation:
+            result.problems.append("an evaluation needs questions: name at least one dataset under validation:")
+        result.warnings.append("not a training run: of memory only the weights are counted, of time nothing")
+        _judge_memory(result)
+        return
+    if not config.datasets:
+        result.problems.append("the mixture has no dataset: name at least one under datasets:")
+    for name, settings in config.datasets.items():
+        _judge_batches(result, name, settings)
+    if config.datasets and not any(d.weight is None or d.weight > 0 for d in config.datasets.values()):
+        result.problems.append("datasets: every weight is 0; one at least must be positive")
+    if result.inventory is not None and not result.inventory.trainable_parameters:
+        result.problems.append("nothing to train: every parameter of the model is frozen")
+    if result.amp is None and result.memory:
+        result.warnings.append("run.amp: no: the perceivers compute in fp32, far below the half-precision peak")
+    if config.run.device == "cpu":
+        result.warnings.append(f"run.device is cpu: planned as if on {result.device.name}")
+    converted = max((m.converted for m in result.memory.values()), default=0.0)
+    if converted:
+        result.warnings.append(
+            f"run.amp computes in {result.amp}, but model.llm.dtype is {config.model.llm.dtype}: every step converts "
+            f"the language model and keeps a copy, {converted / 1e9:.1f} GB; give both the same type"
+        )
+    if any(not d.measured for d in result.datasets):
+        told = "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
+        result.warnings.append(told)
+    _judge_memory(result)
+
+
+def _judge_batches(result: Plan, name: str, settings: Any) -> None:
+    unknown = result.entries.get(f"datasets.{name}", 0) is None
+    if unknown and settings.weight is None:
+        told = f"datasets.{name}: how many samples it has is not known; give it a weight, or an index"
+        result.problems.append(told)
+    share = None if settings.batch_tokens is None else settings.batch_tokens // result.world
+    if share is not None and share < (settings.pack or 1):
+        result.problems.append(
+            f"datasets.{name}.batch_tokens: {settings.batch_tokens} positions shared by {result.world} processes do "
+            f"not hold one row of {settings.pack or 1}"
+        )
+
+
+def _judge_memory(result: Plan) -> None:
+    peak, room = result.peak, result.device.memory_gb * 1e9
+    if peak is None:
+        return
+    told = f"{peak / 1e9:.1f} GB of {room / 1e9:.0f} GB on each {result.device.name}"
+    if peak > room:
+        remedy = "lower batch_size, take more GPUs, or set model.llm.gradient_checkpointing"
+        result.problems.append(f"the run does not fit: {told}; {remedy}")
+    elif peak > (1 - MARGIN) * room:
+        result.warnings.append(f"memory is tight: {told}; the prediction is good to {MARGIN:.0%}")
+
+
+def _chance(bad: int, tried: int, share: float) -> float:
+    """The chance of at least `bad` unusable items among `tried` when `share` of all are."""
+    return sum(comb(tried, k) * share**k * (1 - share) ** (tried - k) for k in range(bad, tried + 1))
+
+
+def _complete(seen: Probe) -> bool:
+    return len(seen.refused) + seen.read == seen.items
