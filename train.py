@@ -13,6 +13,7 @@ from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.logging import setup_logging
 from chatbridge.common.registry import RUNNERS
+from chatbridge.planning import command as planning
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import check
 
@@ -22,8 +23,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cfg-path", required=True, help="the run's YAML")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys, e.g. run.seed=1")
     parser.add_argument("--check", action="store_true", help="validate everything that can be known without weights")
+    parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    return parser.parse_args(argv)
+    planning.add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.json and not args.plan:
+        parser.error("--json prints a plan: give --plan, too")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging(main_process)
     register_all()
     try:
-        loaded = load_config(args.cfg_path, args.options)
+        if args.plan:
+            return planning.run(args) if main_process else 0
+        loaded = load_config(args.cfg_path, [*args.options, *(["run.strict=true"] if args.strict else [])])
         assembly = Assembly(loaded)
         if args.check:
             return check(assembly)

@@ -106,3 +106,16 @@ def test_two_ranks_equal_one(tmp_path):
     weights = [load_weights(find_latest(tmp_path / name)) for name in ("one", "two")]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_muon_trains_resumes_and_refuses_fp16(tmp_path, capsys):
+    tree = tiny.make_config(tmp_path, max_steps=4, checkpoint_every=2, optimizer="muon", max_grad_norm=1.0)
+    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'whole'}") == 0
+    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'parts'}") == 0
+    parts = tmp_path / "parts" / "checkpoints"
+    (parts / "latest").write_text("step_00000002")  # as if killed after the first checkpoint
+    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'parts'}") == 0
+    one, two = (load_weights(find_latest(tmp_path / name)) for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert run(tmp_path, tree, "run.amp=fp16") == 1
+    assert "take amp: bf16" in capsys.readouterr().err

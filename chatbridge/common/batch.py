@@ -4,11 +4,13 @@ Shape letters, used as suffixes all over the package:
     B samples, L token positions, N media of one modality in the batch, T frames or clips of one medium,
     Q query tokens of a perceiver, S encoder tokens of a frame or clip, E encoder width, P perceiver width,
     D width of the LLM, V vocabulary.
+Where samples are packed, several to a row, B counts rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ class MultimodalBatch:
     """Token ids with runs of placeholders where media go, and the media that go there.
 
     Attributes:
-        ids: the samples' ids, B of them.
+        ids: the samples' ids, in reading order: B of them, more where they are packed.
         input_ids_BL: int64 token ids; at a media position, any valid id (it is never looked up).
         attention_mask_BL: int64, 1 at real positions.
         labels_BL: int64, the token itself where it is supervised, `IGNORE` elsewhere (not shifted).
@@ -35,10 +37,14 @@ class MultimodalBatch:
         media: modality name -> tensor [N, T, ...], in reading order: sample by sample, and inside a sample
             as its slots come.
         position_ids_BL: int64, or None for those that follow from the attention mask.
+        samples_BL: int64, where samples are packed: the number of the sample at each position (an index into `ids`,
+            growing in reading order), -1 at padding. None: a row is a sample.
         dataset: the dataset this batch was drawn from.
         references: per sample, the acceptable answers (evaluation); empty in training.
         groups: per sample, a free label that evaluation reports by (for instance a question family).
         ledger: what could not be read on the way to this batch, and what took its place.
+        cursor: where reading stands behind this batch (plain values), for datasets whose position is not a function
+            of the step alone.
     """
 
     ids: list[str]
@@ -48,10 +54,12 @@ class MultimodalBatch:
     slots_BL: Tensor
     media: dict[str, Tensor] = field(default_factory=dict)
     position_ids_BL: Tensor | None = None
+    samples_BL: Tensor | None = None
     dataset: str = ""
     references: list[list[str]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     ledger: list[LedgerEntry] = field(default_factory=list)
+    cursor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def modalities(self) -> list[str]:
@@ -81,6 +89,7 @@ class MultimodalBatch:
             slots_BL=move(self.slots_BL),
             media={name: move(t) for name, t in self.media.items()},
             position_ids_BL=move(self.position_ids_BL),
+            samples_BL=move(self.samples_BL),
         )
 
     def pin_memory(self) -> MultimodalBatch:
@@ -97,4 +106,5 @@ class MultimodalBatch:
             slots_BL=pin(self.slots_BL),
             media={name: pin(t) for name, t in self.media.items()},
             position_ids_BL=pin(self.position_ids_BL),
+            samples_BL=pin(self.samples_BL),
         )

@@ -61,12 +61,13 @@ class LoadedConfig:
         return yaml.safe_dump(to_plain(self.config), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), defer_missing: bool = False) -> LoadedConfig:
     """Read, resolve, bind and check a YAML file.
 
     Args:
         path: the YAML; relative paths in it resolve against its folder, then against the working folder.
         overrides: "a.b=c" strings, later ones win.
+        defer_missing: every missing path is only awaited, wherever it is (a plan goes on without it).
 
     Raises:
         ConfigError: every problem found, with file, key and remedy.
@@ -78,10 +79,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     binder = Binder(str(path), folder)
     config = binder.dataclass(Config, tree, "")
     absent_roots = _absent_roots(tree.get("paths") or {}, folder)
-    awaited = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
+    below = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
+    awaited = binder.missing if defer_missing else below
     problems = binder.problems + [f"{path}: {m}" for m in binder.missing if m not in awaited]
     if problems or config is None:
-        raise ConfigError(problems)
+        raise ConfigError(problems + [f"{path}: {m}" for m in awaited if defer_missing])
     return LoadedConfig(config, path, awaited)
 
 

@@ -1,8 +1,8 @@
-"""Optimiser groups over the trainable parameters."""
+"""Optimisers and their groups over the trainable parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -36,7 +36,41 @@ def _is_table(name: str) -> bool:
     return "query_tokens" in name or "temporal" in name
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def build_optimizers(
+    named: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    decay: str = "all",
+    muon_lr: float | None = None,
+) -> list[torch.optim.Optimizer]:
+    """AdamW over everything trainable or, with `muon_lr`, Muon over its matrices and AdamW over the rest.
+
+    Args:
+        named: (name, parameter) pairs.
+        lr: AdamW's peak rate; muon_lr: Muon's (its update is orthogonal, so its rates are about ten times larger).
+        weight_decay, decay: see `parameter_groups`.
+
+    Raises:
+        ValueError: when nothing is trainable.
+    """
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    if not trainable:
+        raise ValueError("nothing to train: every parameter of the model is frozen")
+    matrices = [(n, p) for n, p in trainable if p.dim() == 2] if muon_lr is not None else []
+    chosen = {name for name, _ in matrices}
+    groups = parameter_groups([(n, p) for n, p in trainable if n not in chosen], weight_decay, decay)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+    if matrices:
+        muon = torch.optim.Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay)
+        for group in muon.param_groups:
+            group["lr_scale"] = muon_lr / lr
+        optimizers.append(muon)
+    return optimizers
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     """Set every group's rate: `rate` times the group's own factor ("lr_scale", 1 where absent)."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -1,24 +1,31 @@
 """Annotations, datasets, the mixture and collation."""
 
 from chatbridge.datasets.annotations import AnnotationFile, Record
-from chatbridge.datasets.builder import AnnotatedDataset, AnnotationsConfig, MixtureCollator, MixtureDataset, Parts
+from chatbridge.datasets.builder import AnnotatedDataset, AnnotationsConfig, DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.mixture import Draw, Mixture, MixtureSampler, Stream
+from chatbridge.datasets.mixture import Draw, Mixture, MixtureSampler, Plan, Stream
+from chatbridge.datasets.reading import BatchStream, MixtureReader
+from chatbridge.datasets.sharded import ShardDataset, WebdatasetConfig
 
 __all__ = [
     "AnnotatedDataset",
     "AnnotationFile",
     "AnnotationsConfig",
+    "BatchStream",
     "Collator",
+    "DatasetConfig",
     "Draw",
     "Example",
     "Mixture",
-    "MixtureCollator",
-    "MixtureDataset",
+    "MixtureReader",
     "MixtureSampler",
     "Parts",
+    "Plan",
     "Record",
+    "ShardDataset",
     "Stream",
+    "TaskDataset",
     "TaskKind",
+    "WebdatasetConfig",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.datasets.kinds import CAPTION, CONVERSATION, FIRST_PAIR, OCR, TaskKind
+from chatbridge.processors.media import safe_name
 
 _SHARED = ("video_id", "image_id")
 """Keys that name the file of every modality which has no key of its own; also the entry's id, in this order."""
+
+_SUSPECT = re.compile(r"^$|^[/\\]|\.\.|[\0:]")
+"""What a file name that leaves its folder has at least one of."""
 
 _ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
 
@@ -119,6 +124,13 @@ class Record:
             _need(bool(self.turns), "conversations")
             _need(len(self.turns) > 1 or not answered, "an answer in conversations")
 
+    def check_names(self, kind: TaskKind) -> None:
+        """Raise ValueError for a file name that leaves the folder of its media (absolute, with "..", with NUL)."""
+        for modality in kind.modalities:
+            for name in self.files_of(modality):
+                if _SUSPECT.search(name):  # the full check takes longer than reading the entry
+                    safe_name(name)
+
 
 class AnnotationFile(Sequence):
     """The records of one annotation file: a JSON list, or JSON lines.
@@ -155,6 +167,7 @@ class AnnotationFile(Sequence):
                 record = Record.parse(entry, index, compat)
                 for kind in self.kinds:
                     record.check(kind, answered)
+                    record.check_names(kind)
             except ValueError as error:
                 self.skipped.append(f"{self.path}: entry {index}: {error}")
                 continue

@@ -7,20 +7,21 @@ replacement is handed on as a ledger entry; in evaluation nothing is ever replac
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
-from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
 from chatbridge.common.registry import DATASETS, PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.annotations import AnnotationFile, Record
-from chatbridge.datasets.collate import Collator, Example
+from chatbridge.datasets.collate import Example
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.mixture import Draw
+from chatbridge.datasets.orders import Order, Shuffled
 from chatbridge.processors.media import MediaLoader
 from chatbridge.processors.tokenizer import Tokenizer
 
@@ -40,21 +41,37 @@ class Renderer(Protocol):
 
 
 @dataclass(kw_only=True)
-class AnnotationsConfig:
-    """Keys of one dataset."""
+class DatasetConfig:
+    """Keys that every dataset has, wherever its samples come from."""
 
-    annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
     kind: str = key(help="what is shown and asked: ti-cap, tva-conv, ta-shortqa ...; a%b draws one per sample")
-    media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
     processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> processor, instead of the run's own")
     weight: float | None = key(None, low=0.0, help="share in the mixture; null takes its size in batches")
     batch_size: int = key(8, low=1, unit="samples", help="per step over all ranks")
-    invalid: str = key("error", choices=("error", "skip"), help="what to do with malformed annotation entries")
+    batch_tokens: int | None = key(
+        None, low=1, unit="positions", help="instead of batch_size: as many samples as fit in, padding counted"
+    )
+    pack: int | None = key(
+        None, low=1, unit="positions", help="samples share rows of this length, first-fit; null gives each its own row"
+    )
+    invalid: str = key("error", choices=("error", "skip"), help="what to do with malformed entries and broken shards")
     limit: int | None = key(None, low=1, unit="entries", help="use the first entries only")
-    cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
     augment: bool = key(True, help="read training media under the training rules (random frames, clips, crops)")
     conditions: list[str] = key(["full"], help="evaluation: which of run.conditions it is put to")
     verdict_after: str | None = key(None, help="evaluation: answers reason first; only what follows this is compared")
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.pack is not None and self.pack > self.batch_tokens:
+            raise ValueError(f"pack ({self.pack}) is more than the whole batch may have (batch_tokens)")
+
+
+@dataclass(kw_only=True)
+class AnnotationsConfig(DatasetConfig):
+    """Keys of a dataset of annotation files and media folders."""
+
+    annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
+    media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
+    cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
 
 
 @dataclass
@@ -68,42 +85,49 @@ class Parts:
     seed: int = 0
 
 
-@DATASETS.register("annotations", config=AnnotationsConfig)
-class AnnotatedDataset:
-    """Examples of one annotation list.
+class TaskDataset:
+    """Examples from records: what all datasets share. A builder says how many records there are and reads one.
 
     Args:
         config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
         open: leave the last answer out (generation).
+        served: modality -> where its files are, for those modalities that have such a place; None for all.
+
+    Attributes:
+        kinds: what is shown and asked; media: loads what records name; skipped: what was left out, a line each.
+        max_positions: a longer sample is unusable (set where batches have a budget of positions).
 
     Raises:
-        ValueError: annotations that cannot be read, or a kind whose modalities nothing here serves.
+        ValueError: a kind whose modalities nothing here serves.
     """
 
-    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, open: bool = False):
-        self.config, self.name, self.parts, self.open = config, name, parts, open
-        processors = {**parts.processors, **{m: PROCESSORS.build(c) for m, c in config.processors.items()}}
-        self.kinds = self._kinds(processors)
-        self.media = MediaLoader(processors, config.media, config.cache_mb * 2**20)
-        files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
-        compat = parts.task.compat
-        lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
-        self.skipped = [line for records in lists for line in records.skipped]
-        self._lists = lists
-        self._places = [(n, i) for n, records in enumerate(lists) for i in range(len(records))][: config.limit]
+    sequential = False
+    """Whether samples can only be read one after the other (see `Stream.sequential`)."""
 
-    def _kinds(self, processors: Mapping[str, Any]) -> tuple[TaskKind, ...]:
-        known = {*processors, *self.parts.queries}
+    def __init__(
+        self, config: DatasetConfig, name: str, parts: Parts, open: bool, served: Mapping[str, Any] | None = None
+    ):
+        self.config, self.name, self.parts, self.open = config, name, parts, open
+        self.processors = {**parts.processors, **{m: PROCESSORS.build(c) for m, c in config.processors.items()}}
+        self.kinds = self._kinds(served)
+        self.skipped: list[str] = []
+        self.max_positions: int | None = None
+        self.media: MediaLoader
+
+    def _kinds(self, served: Mapping[str, Any] | None) -> tuple[TaskKind, ...]:
+        known = {*self.processors, *self.parts.queries}
+        needs = [
+            (self.parts.queries, "a bridge under model.bridges"),
+            (self.processors, "a processor under processors"),
+        ]
+        if served is not None:
+            needs.append((served, "a folder under its media"))
         try:
             kinds = TaskKind.parse_all(self.config.kind, known)
             for kind in kinds:
                 self.parts.task.check_kind(kind)
                 for modality in kind.modalities:
-                    for table, what in (
-                        (self.parts.queries, "a bridge under model.bridges"),
-                        (processors, "a processor under processors"),
-                        (self.config.media, "a folder under its media"),
-                    ):
+                    for table, what in needs:
                         if modality not in table:
                             raise ValueError(f"kind '{kind.name}' shows '{modality}', which needs {what}")
         except ValueError as error:
@@ -111,12 +135,20 @@ class AnnotatedDataset:
         return kinds
 
     def __len__(self) -> int:
-        return len(self._places)
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int | None:
+        """Its size in samples, None where that is not known."""
+        return len(self)
+
+    def order(self, seed: int) -> Order:
+        """How its samples come in training."""
+        return Shuffled(self.name, len(self), seed)
 
     def record(self, index: int) -> Record:
-        """The annotation at a place in the list."""
-        number, place = self._places[index]
-        return self._lists[number][place]
+        """The annotation at a place in the list. Raises MediaError where it cannot be read."""
+        raise NotImplementedError
 
     def example(self, index: int, epoch: int) -> tuple[Example, list[LedgerEntry]]:
         """A training example, or the one that takes its place, with the ledger entries of those that were unusable.
@@ -127,18 +159,39 @@ class AnnotatedDataset:
         rng = random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
         failures: list[tuple[str, str, str]] = []
         for _ in range(MAX_TRIES):
-            record = self.record(index)
+            identity = f"#{index}"
             try:
-                kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
-                example, _ = self.read(record, kind, rng)
-            except ValueError as error:  # an unreadable medium, or a sample that cannot fit
-                failures.append((record.id, getattr(error, "source", record.id), getattr(error, "reason", str(error))))
+                record = self.record(index)
+                identity = record.id
+                example = self.draw(record, rng)
+            except ValueError as error:
+                failures.append(describe(error, identity))
                 index = rng.randrange(len(self))
                 continue
-            entries = [LedgerEntry(self.name, i, file, why, record.id) for i, file, why in failures]
-            return example, entries
-        _, file, why = failures[-1]
-        raise ValueError(f"dataset '{self.name}': {MAX_TRIES} samples in a row cannot be used; the last: {file}: {why}")
+            return example, [LedgerEntry(self.name, i, file, why, record.id) for i, file, why in failures]
+        raise self.hopeless(failures[-1])
+
+    def draw(self, record: Record, rng: random.Random) -> Example:
+        """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
+        kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
+        example, _ = self.read(record, kind, rng)
+        if self.max_positions is not None and self.size(example) > self.max_positions:
+            raise ValueError(
+                f"takes {self.size(example)} positions, more than the {self.max_positions} of a row or batch; "
+                f"raise pack or batch_tokens"
+            )
+        return example
+
+    def size(self, example: Example) -> int:
+        """Positions that an example takes in a row, BOS included."""
+        return len(example.tokens) + (self.parts.tokenizer.bos_id is not None)
+
+    def hopeless(self, failure: tuple[str, str, str]) -> ValueError:
+        """What to raise when too many samples in a row were unusable."""
+        _, file, why = failure
+        return ValueError(
+            f"dataset '{self.name}': {MAX_TRIES} samples in a row cannot be used; the last: {file}: {why}"
+        )
 
     def read(
         self,
@@ -170,26 +223,38 @@ class AnnotatedDataset:
         return Example(tokens, media, list(rendered.references), rendered.group), rendered
 
 
-class MixtureDataset:
-    """The datasets of a mixture behind one index, `Draw`; reads whole batches (PyTorch's ``__getitems__``)."""
-
-    def __init__(self, datasets: Sequence[AnnotatedDataset]):
-        self.datasets = list(datasets)
-
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[str, Example, list[LedgerEntry]]]:
-        return [self[draw] for draw in draws]
-
-    def __getitem__(self, draw: Draw) -> tuple[str, Example, list[LedgerEntry]]:
-        dataset = self.datasets[draw.dataset]
-        return dataset.name, *dataset.example(draw.index, draw.epoch)
+def describe(error: ValueError, identity: str) -> tuple[str, str, str]:
+    """(sample, file, reason) of a sample that could not be used, for the ledger."""
+    return identity, getattr(error, "source", identity), getattr(error, "reason", str(error))
 
 
-@dataclass
-class MixtureCollator:
-    """Collates what `MixtureDataset` reads; picklable."""
+@DATASETS.register("annotations", config=AnnotationsConfig)
+class AnnotatedDataset(TaskDataset):
+    """Annotation files beside folders of media.
 
-    collator: Collator
+    Args:
+        config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
+        open: leave the last answer out (generation).
 
-    def __call__(self, items: Sequence[tuple[str, Example, list[LedgerEntry]]]) -> MultimodalBatch:
-        batch = self.collator([example for _, example, _ in items], items[0][0])
-        return replace(batch, ledger=[entry for _, _, entries in items for entry in entries])
+    Raises:
+        ValueError: annotations that cannot be read, or a kind whose modalities nothing here serves.
+    """
+
+    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, open: bool = False):
+        super().__init__(config, name, parts, open, served=config.media)
+        self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
+        files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
+        compat = parts.task.compat
+        self._lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
+        self.skipped = [line for records in self._lists for line in records.skipped]
+        # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
+        self._ends = list(accumulate(len(records) for records in self._lists))
+        self._length = min(self._ends[-1], config.limit or self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def record(self, index: int) -> Record:
+        place = range(len(self))[index]
+        number = bisect_right(self._ends, place)
+        return self._lists[number][place - (self._ends[number - 1] if number else 0)]

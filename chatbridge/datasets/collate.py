@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.tokens import TokenizedSample
+from chatbridge.datasets.packing import first_fit
 
 
 @dataclass(slots=True)
@@ -41,16 +43,20 @@ class Collator:
         compat: "original" with padding "left" is the original's stage 2: BOS in column 0, in front of the padding and
             with the mask of the column behind it, so that padded rows do not see it; position ids are a plain
             count of columns. With padding "right" both forms are the same.
+        pack: positions of a row that several samples share, first-fit; None gives each sample a row of its own.
     """
 
     bos_id: int | None
     pad_id: int
     padding: str = "right"
     compat: str = "default"
+    pack: int | None = None
 
     def __post_init__(self) -> None:
         if self.padding not in ("left", "right"):
             raise ValueError(f"padding is 'left' or 'right', not '{self.padding}'")
+        if self.pack is not None and self.padding == "left":
+            raise ValueError("rows that are padded on the left (generation, compat: original) cannot be packed")
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, padding: str = "right", compat: str = "default") -> Collator:
@@ -65,38 +71,54 @@ class Collator:
         """
         if not examples:
             raise ValueError("a batch needs at least one sample")
-        media = _stack_media(examples)
-        modalities = sorted(media)
         outside_bos = self.compat == "original" and self.padding == "left"
         prefix = [] if self.bos_id is None or outside_bos else [self.bos_id]
-        length = max(len(example.tokens) for example in examples) + len(prefix)
-        ids_BL = torch.full((len(examples), length), self.pad_id, dtype=torch.int64)
-        mask_BL = torch.zeros_like(ids_BL)
-        labels_BL = torch.full_like(ids_BL, IGNORE)
-        slots_BL = torch.full_like(ids_BL, TEXT)
-        for row, example in enumerate(examples):
-            tokens = example.tokens
-            size = len(tokens) + len(prefix)
-            start = 0 if self.padding == "right" else length - size
-            ids_BL[row, start : start + size] = torch.tensor(prefix + tokens.input_ids, dtype=torch.int64)
-            mask_BL[row, start : start + size] = 1
-            start += len(prefix)
-            labels_BL[row, start : start + len(tokens)] = torch.tensor(tokens.labels, dtype=torch.int64)
-            for slot in tokens.slots:
-                first = start + slot.start
-                slots_BL[row, first : first + slot.length] = modalities.index(slot.modality)
+        rows = [[example] for example in examples]
+        if self.pack is not None:
+            packed = first_fit([len(prefix) + len(example.tokens) for example in examples], self.pack)
+            rows = [[examples[number] for number in row] for row in packed]
+            examples = [example for row in rows for example in row]
+        media = _stack_media(examples)
+        tensors = self._rows(rows, prefix, sorted(media))
+        if self.pack is None:
+            tensors |= {"position_ids_BL": None, "samples_BL": None}
         batch = MultimodalBatch(
             ids=[example.tokens.id for example in examples],
-            input_ids_BL=ids_BL,
-            attention_mask_BL=mask_BL,
-            labels_BL=labels_BL,
-            slots_BL=slots_BL,
             media=media,
             dataset=dataset,
             references=[example.references for example in examples],
             groups=[example.group for example in examples],
+            **tensors,
         )
         return _original_bos(batch, self.bos_id) if outside_bos else batch
+
+    def _rows(self, rows: list[list[Example]], prefix: list[int], modalities: list[str]) -> dict[str, Tensor]:
+        """The batch's tensors [B, L], by the names of its fields."""
+        sizes = [sum(len(prefix) + len(example.tokens) for example in row) for row in rows]
+        ids = torch.full((len(rows), max(sizes)), self.pad_id, dtype=torch.int64)
+        mask, labels, positions = torch.zeros_like(ids), torch.full_like(ids, IGNORE), torch.zeros_like(ids)
+        slots, samples = torch.full_like(ids, TEXT), torch.full_like(ids, -1)
+        number = 0
+        for row, (examples, size) in enumerate(zip(rows, sizes, strict=True)):
+            start = 0 if self.padding == "right" else ids.shape[1] - size
+            for example in examples:
+                tokens, first = example.tokens, start + len(prefix)
+                end = first + len(tokens)
+                ids[row, start:end] = torch.tensor(prefix + tokens.input_ids, dtype=torch.int64)
+                mask[row, start:end] = 1
+                positions[row, start:end] = torch.arange(end - start)
+                samples[row, start:end] = number
+                labels[row, first:end] = torch.tensor(tokens.labels, dtype=torch.int64)
+                if self.pack is not None:
+                    labels[row, start] = IGNORE  # in a row of its own, nothing would predict it
+                for slot in tokens.slots:
+                    at = first + slot.start
+                    slots[row, at : at + slot.length] = modalities.index(slot.modality)
+                start, number = end, number + 1
+        return {
+            "input_ids_BL": ids, "attention_mask_BL": mask, "labels_BL": labels, "slots_BL": slots,
+            "position_ids_BL": positions, "samples_BL": samples,
+        }  # fmt: skip
 
 
 def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch:
@@ -140,4 +162,4 @@ def _stack(modality: str, tensors: list[Tensor], examples: Sequence[Example]) ->
     if len(shapes) > 1:
         names = ", ".join(example.tokens.id for example in examples)
         raise ValueError(f"media of '{modality}' differ in shape within one batch: {sorted(shapes)} (samples {names})")
-    return torch.stack(tensors)
+    return default_collate(tensors)  # stacks; in a worker straight into the memory that the training process reads

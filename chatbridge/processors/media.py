@@ -97,7 +97,7 @@ class MediaLoader:
         if modality not in self.roots:
             raise ValueError(f"no media folder is given for '{modality}' (given: {', '.join(sorted(self.roots))})")
         root = self.roots[modality]
-        path = root / _safe(name)
+        path = root / safe_name(name)
         if path.exists():
             return path
         endings = self._endings(processor)
@@ -129,8 +129,8 @@ class MediaLoader:
         return [form for ending in processor.extensions for form in (ending, ending.upper())]
 
 
-def _safe(name: str) -> str:
-    """The reference, if it stays below the folder it is relative to, on any system."""
+def safe_name(name: str) -> str:
+    """The reference, if it stays below the folder it is relative to, on any system. Raises MediaError if not."""
     parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
     if not name or "\0" in name or ".." in parts or name.startswith("/") or PureWindowsPath(name).anchor:
         raise MediaError(repr(name), "is not a file name below its media folder (no '..', no absolute path)")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.config import LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, TASKS
-from chatbridge.datasets.builder import AnnotatedDataset, MixtureCollator, MixtureDataset, Parts
+from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
-from chatbridge.datasets.mixture import Mixture, MixtureSampler, Stream
+from chatbridge.datasets.mixture import Mixture, Stream
+from chatbridge.datasets.reading import BatchStream, MixtureReader
 from chatbridge.processors.base import MediaProcessor
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
 from chatbridge.tasks.base import Task
+from chatbridge.weights import filling_on
+from chatbridge.weights.language_model import check_vocabulary, read_config
+
+logger = logging.getLogger("chatbridge")
 
 
 class Assembly:
@@ -58,47 +64,65 @@ class Assembly:
     def parts(self) -> Parts:
         return Parts(self.task, self.tokenizer, self.queries, self.processors, self.config.run.seed)
 
-    def model(self) -> torch.nn.Module:
-        """The model, seeded, with every weight its configuration names."""
+    def model(self, device: torch.device | None = None) -> torch.nn.Module:
+        """The model, seeded, with every weight its configuration names; files are read straight onto `device`."""
+        self.check_vocabulary()
         torch.manual_seed(self.config.run.seed)
-        return MODELS.build(self.config.model)
+        with filling_on(device):
+            return MODELS.build(self.config.model)
+
+    def check_vocabulary(self) -> None:
+        """Raise ValueError when the tokenizer is not the language model's, before any weight is read."""
+        folder = getattr(getattr(self.config.model, "llm", None), "path", None)
+        if not folder or not (Path(folder) / "config.json").is_file():
+            return
+        rows = read_config(folder).get("vocab_size")
+        if isinstance(rows, int):
+            check_vocabulary(self.tokenizer.vocab_size, rows, self.config.tokenizer or folder, folder)
 
     @cached_property
-    def datasets(self) -> dict[str, AnnotatedDataset]:
+    def datasets(self) -> dict[str, TaskDataset]:
         """The training mixture's datasets."""
         return self._build(self.config.datasets, open=False)
 
-    def validation(self, open: bool = False) -> dict[str, AnnotatedDataset]:
+    def validation(self, open: bool = False) -> dict[str, TaskDataset]:
         """The held-out datasets, with their answers or (`open`) without."""
         return self._build(self.config.validation, open)
 
-    def _build(self, section: dict[str, Any], open: bool) -> dict[str, AnnotatedDataset]:
-        return {name: DATASETS.build(config, name, self.parts, open) for name, config in section.items()}
+    def _build(self, section: dict[str, Any], open: bool) -> dict[str, TaskDataset]:
+        built = {name: DATASETS.build(config, name, self.parts, open) for name, config in section.items()}
+        for name, dataset in built.items():
+            for line in dataset.skipped[:5]:
+                logger.warning("dataset '%s' leaves out %s", name, line)
+            if len(dataset.skipped) > 5:
+                logger.warning("dataset '%s' leaves out %d more", name, len(dataset.skipped) - 5)
+        return built
 
     def mixture(self, steps: int, seed: int, mode: str) -> Mixture:
         """Which samples each of `steps` batches reads. Weights left out are sizes in batches."""
         streams = []
         for name, dataset in self.datasets.items():
-            size = dataset.config.batch_size
-            weight = dataset.config.weight if dataset.config.weight is not None else max(1, len(dataset) // size)
-            streams.append(Stream(name, len(dataset), weight, size))
+            config, length = dataset.config, dataset.length
+            if length is None and config.weight is None:
+                raise ValueError(
+                    f"datasets.{name}: how many samples it has is not known; give it a weight, or an index"
+                )
+            weight = config.weight if config.weight is not None else max(1, length // config.batch_size)
+            by_lane = dataset.sequential or config.batch_tokens is not None
+            order = None if by_lane else dataset.order(seed)
+            streams.append(Stream(name, length, weight, config.batch_size, order, by_lane))
         return Mixture(streams, seed, steps, mode)
 
-    def loader(self, mixture: Mixture, start: int, rank: int, world: int, workers: int, pin: bool) -> DataLoader:
-        """Batches of this rank from step `start` on.
+    def batches(self, mixture: Mixture, rank: int, world: int, workers: int, pin: bool) -> BatchStream:
+        """Batches of this rank, from the first step or wherever a saved state says.
 
         Raises:
-            ValueError: when a batch size cannot be shared evenly among the ranks.
+            ValueError: when a batch size cannot be shared evenly among the ranks, or packing does not go with the task.
         """
         check_batch_sizes(self.config.datasets, world)
         collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
-        return DataLoader(
-            MixtureDataset(list(self.datasets.values())),
-            batch_sampler=MixtureSampler(mixture, start, rank, world),
-            num_workers=workers,
-            collate_fn=MixtureCollator(collator),
-            pin_memory=pin,
-        )
+        reader = MixtureReader(list(self.datasets.values()), collator, mixture.seed, rank, world, workers)
+        return BatchStream(reader, mixture, workers, pin)
 
     def validation_loaders(
         self, rank: int, world: int, batches: int | None
@@ -110,12 +134,12 @@ class Assembly:
             yield name, _in_order(dataset, collator, rank, world, size, batches)
 
     @cached_property
-    def _validation_sets(self) -> dict[str, AnnotatedDataset]:
+    def _validation_sets(self) -> dict[str, TaskDataset]:
         return self.validation()
 
 
 def _in_order(
-    dataset: AnnotatedDataset, collator: Collator, rank: int, world: int, size: int, batches: int | None
+    dataset: TaskDataset, collator: Collator, rank: int, world: int, size: int, batches: int | None
 ) -> Iterator[MultimodalBatch]:
     indices = list(range(len(dataset)))[rank::world]
     starts = list(range(0, len(indices), size))[:batches]
@@ -129,7 +153,7 @@ def _in_order(
 def check_batch_sizes(section: dict[str, Any], world: int) -> None:
     """Raise ValueError for a batch size that the ranks cannot share evenly."""
     for name, config in section.items():
-        if config.batch_size % world:
+        if config.batch_tokens is None and config.batch_size % world:
             raise ValueError(
                 f"datasets.{name}.batch_size: {config.batch_size} samples cannot be shared by {world} processes; "
                 f"take a multiple of {world}"

@@ -42,6 +42,8 @@ class TrainingConfig(DeviceConfig):
     warmup_lr: float = key(1e-6, low=0.0, help="learning rate at the start")
     warmup_steps: int = key(0, low=0, unit="steps", help="length of the warm-up")
     lr_decay_rate: float = key(0.9, low=0.0, help="factor per epoch of linear_warmup_step_lr")
+    optimizer: str = key("adamw", choices=("adamw", "muon"), help="muon: Muon on matrices, AdamW on the rest")
+    muon_lr: float = key(0.01, low=0.0, help="Muon's peak learning rate; follows the same schedule as init_lr")
     weight_decay: float = key(0.05, low=0.0, help="decoupled weight decay")
     decay: str = key("all", choices=DECAY_RULES, help="what decays: all (as published), or weight matrices only")
     betas: list[float] = key([0.9, 0.999], help="AdamW's moments")
@@ -58,12 +60,17 @@ class TrainingConfig(DeviceConfig):
     validate_batches: int | None = key(None, low=1, unit="batches", help="of each validation set; null takes all")
     resume: str | None = key("auto", help="auto: the latest checkpoint of output_dir if there is one; a path; null")
     loggers: list[str] = key(["jsonl", "tensorboard"], choices=("jsonl", "tensorboard", "wandb"), help="sinks")
+    strict: bool = key(False, help="stop at the first sample that cannot be read (train.py --strict)")
     max_bad_share: float = key(0.05, low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable")
     compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas: two numbers are needed, found {self.betas}")
+        if self.optimizer == "muon" and self.init_lr == 0:
+            raise ValueError("optimizer muon: init_lr must be positive, Muon's rate follows its schedule")
+        if self.optimizer == "muon" and self.precision() == "fp16":
+            raise ValueError("optimizer muon: amp fp16 scales losses for one optimiser only; take amp: bf16")
         if self.warmup_steps > self.total_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than the whole run ({self.total_steps})")
 

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class EvaluationConfig(DeviceConfig):
     """Keys of an evaluation run; its questions are the sets under validation:."""
 
     conditions: dict[str, ConditionConfig] = key({}, help="ablations by name; 'full' is always there")
+    only: list[str] = key(["*"], help="patterns of the names of the sets under validation: that are asked")
     max_new_tokens: int = key(64, low=1, unit="tokens", help="length of an answer at most")
     num_beams: int = key(1, low=1, help="beams; 1 is greedy")
 
@@ -80,10 +82,12 @@ class EvaluationRunner:
         if not self.assembly.config.validation:
             raise ValueError("an evaluation needs questions: name at least one dataset under validation:")
         self._check_conditions()
-        self.model = self.assembly.model().to(self.accelerator.device).eval()
+        self.model = self.assembly.model(self.accelerator.device).to(self.accelerator.device).eval()
         self.stop = StopOnText(self.assembly.task.stop, self.assembly.tokenizer) if self.assembly.task.stop else None
         rows: list[dict[str, Any]] = []
-        for dataset in self.assembly.validation(open=True).values():
+        for name, dataset in self.assembly.validation(open=True).items():
+            if not any(fnmatch(name, pattern) for pattern in self.config.only):
+                continue
             for condition in dataset.config.conditions:
                 rows += gather_object(list(self._answers(dataset, condition)))
         if self.accelerator.is_main_process:
@@ -163,14 +167,14 @@ class EvaluationRunner:
         self.output.mkdir(parents=True, exist_ok=True)
         with (self.output / "predictions.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        scores = score(rows)
-        (self.output / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-        for name, by_condition in scores.items():
+        plain: dict[str, Any] = {}
+        for dataset, by_condition in score(rows).items():
             for condition, by_group in by_condition.items():
-                for group, result in by_group.items():
-                    low, high = result["ci95"]
-                    label = " / ".join(part for part in (name, condition, group) if part)
-                    logger.info("%s: %.3f [%.3f, %.3f] of %d", label, result["value"], low, high, result["n"])
+                whole = by_group[""]
+                logger.info("%s (%s): %.3f of %d", dataset, condition, whole.value, whole.n)
+                groups = {group: result.as_dict() for group, result in by_group.items()}
+                plain.setdefault(dataset, {})[condition] = groups
+        (self.output / "scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
 def _no_fixed_points(count: int, rng: random.Random) -> list[int]:

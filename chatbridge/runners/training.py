@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from tqdm import tqdm
 
 from chatbridge.common.batch import MultimodalBatch
@@ -22,9 +21,9 @@ from chatbridge.common.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from chatbridge.common.ledger import Ledger
+from chatbridge.common.ledger import Ledger, join_counts
 from chatbridge.common.logging import MetricsLog
-from chatbridge.common.optim import parameter_groups, set_learning_rate
+from chatbridge.common.optim import build_optimizers, set_learning_rate
 from chatbridge.common.registry import RUNNERS, SCHEDULES
 from chatbridge.common.schedules import ScheduleSpan
 from chatbridge.runners.assembly import Assembly
@@ -66,8 +65,9 @@ class TrainingRunner:
             compat=config.compat,
         )
         self.step = 0
-        ledger_file = self.output / "ledger.jsonl" if self.accelerator.is_main_process else None
-        self.ledger = Ledger(ledger_file, config.max_bad_share)
+        # Every rank accounts for what it read itself.
+        name = "ledger.jsonl" if self.rank == 0 else f"ledger_rank{self.rank}.jsonl"
+        self.ledger = Ledger(self.output / name, config.max_bad_share, strict=config.strict)
 
     def run(self) -> None:
         """Build, resume where asked, train to the last step, and leave a final checkpoint."""
@@ -85,16 +85,22 @@ class TrainingRunner:
             self.log.close()
 
     def _build(self) -> None:
-        self.model = self.assembly.model()
+        self.model = self.assembly.model(self.accelerator.device)
         torch.manual_seed(self.config.seed)
-        groups = parameter_groups(self.model.named_parameters(), self.config.weight_decay, self.config.decay)
-        if not any(group["params"] for group in groups):
-            raise ValueError("nothing to train: every parameter of the model is frozen")
-        optimizer = torch.optim.AdamW(groups, lr=self.config.init_lr, betas=tuple(self.config.betas))
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        config = self.config
+        optimizers = build_optimizers(
+            self.model.named_parameters(), config.init_lr, config.weight_decay, tuple(config.betas), config.decay,
+            config.muon_lr if config.optimizer == "muon" else None,
+        )  # fmt: skip
+        self.wrapped, *self.optimizers = self.accelerator.prepare(self.model, *optimizers)
         self.mixture = self.assembly.mixture(
             self.config.total_steps * self.config.accum_grad_iters, self.config.seed, self.config.mixture
         )
+        self.batches = self.assembly.batches(
+            self.mixture, self.rank, self.world, config.num_workers, pin=self.accelerator.device.type == "cuda"
+        )
+        sizes = {name: dataset.length for name, dataset in self.assembly.datasets.items()}
+        self.ledger.sizes = {name: size // self.world for name, size in sizes.items() if size is not None}
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         logger.info("training %s parameters on %s", f"{trainable:,}", self.accelerator.device)
 
@@ -112,16 +118,21 @@ class TrainingRunner:
             return False
         self.model.load_trainable(load_weights(folder))
         trainer = load_trainer(folder)
-        self.optimizer.load_state_dict(trainer["optimizer"])
+        for optimizer, state in zip(self.optimizers, trainer["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         if self.accelerator.scaler is not None and trainer["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(trainer["scaler"])
-        self.ledger.load_state_dict(trainer["ledger"])
+        reading = trainer["reading"]
+        self.batches.load_state_dict([state["batches"] for state in reading])
+        if len(reading) == self.world:
+            self.ledger.load_state_dict(reading[self.rank]["ledger"])
+        elif self.rank == 0:
+            self.ledger.load_state_dict(join_counts(state["ledger"] for state in reading))
         self.step = trainer["step"]
         return True
 
     def _loop(self) -> None:
         config = self.config
-        batches = self._batches()
         total = config.total_steps
         bar = tqdm(
             total=total, initial=self.step, desc=self.output.name, unit="step", mininterval=1.0,
@@ -131,7 +142,7 @@ class TrainingRunner:
         with bar:
             while self.step < total:
                 started = time.perf_counter()
-                micro = [next(batches) for _ in range(config.accum_grad_iters)]
+                micro = [next(self.batches) for _ in range(config.accum_grad_iters)]
                 waited = time.perf_counter() - started
                 values = self._train_step(micro)
                 self.step += 1
@@ -145,24 +156,13 @@ class TrainingRunner:
                 if self.step % config.checkpoint_every == 0 or self.step == total:
                     self._checkpoint()
 
-    def _batches(self) -> Iterator[MultimodalBatch]:
-        loader = self.assembly.loader(
-            self.mixture,
-            start=self.step * self.config.accum_grad_iters,
-            rank=self.rank,
-            world=self.world,
-            workers=self.config.num_workers,
-            pin=self.accelerator.device.type == "cuda",
-        )
-        return iter(loader)
-
     def _train_step(self, micro: list[MultimodalBatch]) -> dict[str, Any]:
         """One optimiser step: every supervised token of every rank and micro-batch weighs the same."""
         self._seed_step()
         for batch in micro:
             self.ledger.add(batch.dataset, len(batch.ids), batch.ledger)
         rate = self.schedule(self.span, self.step)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizers, rate)
         tokens = self._sum_over_ranks(sum(batch.supervised_tokens for batch in micro))
         loss_sum = 0.0
         for i, batch in enumerate(micro):
@@ -175,15 +175,16 @@ class TrainingRunner:
             loss_sum += float(output.loss_sum.detach())
         norm = None
         if self.config.max_grad_norm is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
             norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         loss = self._sum_over_ranks(loss_sum) / max(tokens, 1)
         values = {"loss": loss, "dataset": "+".join(dict.fromkeys(b.dataset for b in micro)), "lr": rate}
         if norm is not None:
             values["grad_norm"] = norm
-        return values | {"tokens": int(tokens), "replaced": sum(self.ledger.replaced.values())}
+        return values | {"tokens": int(tokens), "replaced": self.ledger.replaced.total() + self.ledger.lost.total()}
 
     def _seed_step(self) -> None:
         """Dropout is a function of (seed, step, rank): a resumed run draws what an uninterrupted one would."""
@@ -210,13 +211,14 @@ class TrainingRunner:
         self.model.train()
 
     def _checkpoint(self) -> None:
+        reading = gather_object([{"batches": self.batches.state_dict(), "ledger": self.ledger.state_dict()}])
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             trainer = {
                 "step": self.step,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "ledger": self.ledger.state_dict(),
+                "reading": reading,
             }
             text = self.assembly.loaded.to_yaml()
             weights = self.model.trainable_state()

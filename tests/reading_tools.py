@@ -1,0 +1,198 @@
+"""Small datasets in folders and tar shards, and the streams of batches that training would read from them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from chatbridge.common.batch import MultimodalBatch
+from chatbridge.datasets import (
+    AnnotatedDataset,
+    AnnotationsConfig,
+    BatchStream,
+    Collator,
+    Mixture,
+    MixtureReader,
+    Parts,
+    ShardDataset,
+    Stream,
+    WebdatasetConfig,
+)
+from chatbridge.processors.image import ImageConfig, ImageProcessor
+from chatbridge.processors.tokenizer import load_tokenizer
+from chatbridge.tasks import AlignmentConfig, AlignmentTask
+
+TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
+WORDS = tuple("a red ball rolls slowly over the green grass towards an old wooden house".split(" "))  # noqa: SIM905
+
+
+def picture(number: int) -> bytes:
+    """A JPEG whose colour tells its number."""
+    out = io.BytesIO()
+    pixels = np.full((8, 8, 3), (number * 37 % 256, number * 11 % 256, 90), np.uint8)
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def caption(number: int) -> str:
+    return " ".join(WORDS[: 1 + number * 7 % len(WORDS)])
+
+
+def tar_bytes(samples: list[dict[str, bytes]]) -> bytes:
+    """A tar; each sample is name -> bytes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for sample in samples:
+            for name, data in sample.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def sample(key: str, number: int, **more: bytes) -> dict[str, bytes]:
+    entry = {"id": key, "image_id": f"{key}.jpg", "caption": caption(number)}
+    return {f"{key}.jpg": picture(number), f"{key}.json": json.dumps(entry).encode()} | {
+        f"{key}.{ending}": data for ending, data in more.items()
+    }
+
+
+def write_shards(folder: Path, sizes: list[int], index: bool = False) -> list[str]:
+    """Tars 000.tar, 001.tar ... of so many samples; returns all ids, shard by shard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids, lines = [], []
+    for shard, size in enumerate(sizes):
+        keys = [f"{folder.name}{shard}x{i}" for i in range(size)]
+        file = folder / f"{shard:03d}.tar"
+        file.write_bytes(tar_bytes([sample(key, len(ids) + i) for i, key in enumerate(keys)]))
+        lines.append({"file": file.name, "samples": size, "bytes": file.stat().st_size})
+        ids += keys
+    if index:
+        (folder / "index.json").write_text(json.dumps({"format": "webdataset", "shards": lines}))
+    return ids
+
+
+def write_folder(folder: Path, count: int) -> Path:
+    """Pictures and their annotation file; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for i in range(count):
+        (folder / f"{i}.jpg").write_bytes(picture(i))
+        entries.append({"id": f"{folder.name}{i}", "image_id": f"{i}.jpg", "caption": caption(i)})
+    (folder / "list.json").write_text(json.dumps(entries))
+    return folder / "list.json"
+
+
+def parts(seed: int = 3, queries: int = 2) -> Parts:
+    processors = {"image": ImageProcessor(ImageConfig(image_size=8))}
+    return Parts(
+        AlignmentTask(AlignmentConfig()), load_tokenizer(TOKENIZER), {"image": queries}, processors, seed
+    )  # fmt: skip
+
+
+def shards(folder: Path, name: str = "shards", **keys: Any) -> ShardDataset:
+    if "shards" not in keys:
+        keys["folder"] = str(folder)
+    return ShardDataset(
+        WebdatasetConfig(kind="ti-cap", **{"batch_size": 4, "retry_seconds": 0.0} | keys), name, parts()
+    )
+
+
+def folder_set(folder: Path, name: str = "folder", **keys: Any) -> AnnotatedDataset:
+    config = AnnotationsConfig(
+        kind="ti-cap", annotations=str(folder / "list.json"), media={"image": str(folder)}, **{"batch_size": 4} | keys
+    )
+    return AnnotatedDataset(config, name, parts())
+
+
+def stream(
+    datasets: list, steps: int = 60, rank: int = 0, world: int = 1, workers: int = 0, seed: int = 3
+) -> BatchStream:
+    """What `Assembly` builds from a configuration, without one."""
+    streams = []
+    for dataset in datasets:
+        by_lane = dataset.sequential or dataset.config.batch_tokens is not None
+        weight = dataset.config.weight or 1.0
+        order = None if by_lane else dataset.order(seed)
+        streams.append(Stream(dataset.name, dataset.length, weight, dataset.config.batch_size, order, by_lane))
+    mixture = Mixture(streams, seed, steps)
+    reader = MixtureReader(datasets, Collator.of(dataset.parts.tokenizer), seed, rank, world, workers)
+    return BatchStream(reader, mixture, workers, pin=False)
+
+
+def take(stream: BatchStream, count: int) -> list[MultimodalBatch]:
+    return [next(stream) for _ in range(count)]
+
+
+def names(batches: list[MultimodalBatch]) -> list[tuple[str, list[str]]]:
+    return [(batch.dataset, batch.ids) for batch in batches]
+
+
+class Reader:
+    """Reads entries of an annotated dataset, as a data-loader worker does with the samples it is asked for."""
+
+    def __init__(self, dataset: AnnotatedDataset):
+        self.dataset = dataset
+
+    def __getitems__(self, indices: range) -> int:
+        return sum(len(self.dataset.record(i).captions) for i in indices)
+
+
+def pss(processes: list[int]) -> int:
+    """Bytes that processes use together, a page that several of them share counted once."""
+    total = 0
+    for process in processes:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def memory(dataset: AnnotatedDataset, workers: int, passes: int) -> list[int]:
+    """PSS of this process and `workers` forked ones after each pass over an annotation file.
+
+    An entry of a few hundred bytes is read in every half page: that touches all that reading every entry would.
+    """
+    length, share = len(dataset), max(1, workers)
+    rounds = max(1, length // 20_000)
+    pieces = [
+        range(n, length, 10 * rounds) for _ in range(passes) for n in range(0, 10 * rounds, 10) for _ in range(share)
+    ]
+    loader = DataLoader(
+        Reader(dataset),
+        batch_sampler=pieces,
+        num_workers=workers,
+        collate_fn=int,
+        **({"prefetch_factor": 1} if workers else {}),
+    )
+    batches, totals = iter(loader), []
+    for number, _ in enumerate(batches, 1):
+        if number % (rounds * share) == 0:
+            children = [worker.pid for worker in batches._workers] if workers else []
+            totals.append(pss([os.getpid(), *children]))
+    return totals
+
+
+def memory_report(small: str, large: str, workers: int) -> dict[str, Any]:
+    """Growth in bytes from a tiny to a large annotation file: of one process, and of one with workers, pass by pass."""
+
+    def dataset(file: str) -> AnnotatedDataset:
+        config = AnnotationsConfig(kind="ti-cap", annotations=file, media={"image": str(Path(file).parent)})
+        return AnnotatedDataset(config, "captions", shared)
+
+    shared = parts()
+    tiny = dataset(small)
+    base, bases = memory(tiny, 0, 1)[0], memory(tiny, workers, 1)[0]
+    started = time.perf_counter()
+    full = dataset(large)
+    seconds = time.perf_counter() - started
+    one = memory(full, 0, 1)[0] - base
+    return {"one": one, "all": [total - bases for total in memory(full, workers, 4)], "load_seconds": seconds}
