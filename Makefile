@@ -20,7 +20,7 @@ seeds: .venv/.installed
 	$(BIN)/python -m dataset_prep.quickstart --seed 42 --seed 43 --table docs/quickstart.md
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

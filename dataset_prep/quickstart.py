@@ -7,6 +7,7 @@ Makes the embedded world, trains stage 1 and stage 2, asks the held-out question
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ STAGES = {
 }
 ANSWERS = "eval_configs/quickstart.yaml"
 CAPTIONS = "eval_configs/quickstart_captions.yaml"
+PROCESSES = min(2, os.cpu_count() or 1)
+"""Ranks of the trainings: one core each. The results are those of one process, up to rounding."""
 MARKS = ("<!-- seeds -->", "<!-- end of seeds -->")
 
 
@@ -98,7 +101,7 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
         options = [*common, f"run.output_dir={out / stage}", *scale.options(stage)]
         if stage == "stage2":
             options.append(f"paths.stage1={out / 'stage1'}")
-        meter.phase(stage, torchrun(config, options))
+        meter.phase(stage, torchrun(config, options, PROCESSES))
         asking = [*common, f"paths.checkpoint={out / stage}"]
         answers = [*asking, f"run.output_dir={out / f'{stage}_answers'}"]
         if stage == "stage1":  # both together are asked about after stage 2
@@ -106,7 +109,7 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
         captions = [*asking, f"run.output_dir={out / f'{stage}_captions'}"]
         meter.phase(
             f"{stage}_questions",
-            torchrun(ANSWERS, answers, processes=1 if stage == "stage1" else 2),
+            torchrun(ANSWERS, answers, 1 if stage == "stage1" else PROCESSES),
             torchrun(CAPTIONS, captions),
         )
 

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import train
-from tests import tiny
+from tests import media_files, tiny
 
 
 @pytest.fixture
@@ -176,3 +177,44 @@ def test_batch_size_that_two_ranks_cannot_share(tree, tmp_path):
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "datasets.images.batch_size: 3 samples cannot be shared by 2 processes; take a multiple of 2" in done.stderr
+
+
+def one_dataset(tree, tmp_path, name: str, kind: str, modality: str) -> None:
+    """The tree's only dataset: seven good files, and the one of that name."""
+    entries = [{f"{modality}_id": f"{i}{'.mp4' if modality == 'video' else '.wav'}", "caption": "a"} for i in range(7)]
+    (tmp_path / "list.json").write_text(json.dumps([*entries, {f"{modality}_id": name, "caption": "a"}]))
+    media = {modality: str(tmp_path / "media")}
+    tree["datasets"] = {
+        "one": {"annotations": str(tmp_path / "list.json"), "kind": kind, "media": media, "batch_size": 4}
+    }
+    tree["run"] |= {"max_bad_share": 0.5}
+
+
+def replaced(tree, tmp_path) -> dict:
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "output" / "ledger.jsonl").read_text().splitlines()]
+    return row
+
+
+def test_a_sound_of_zero_samples_is_replaced_and_counted(tree, tmp_path):
+    media_files.write_wav(tmp_path / "media" / "none.wav", np.zeros(0, np.float32))
+    one_dataset(tree, tmp_path, "none.wav", "ta-cap", "audio")
+    row = replaced(tree, tmp_path)
+    assert row["sample_id"] == "none.wav" and row["replaced_by"] != "none.wav"
+
+
+def test_a_video_without_sound_where_sound_is_asked_for(tree, tmp_path):
+    media_files.write_video(tmp_path / "media" / "mute.mp4", [10, 20, 30, 40])
+    one_dataset(tree, tmp_path, "mute.mp4", "ta-cap", "audio")
+    row = replaced(tree, tmp_path)
+    assert row["sample_id"] == "mute.mp4" and "sound" in row["reason"]
+
+
+def test_a_truncated_video_is_replaced_and_counted(tree, tmp_path):
+    for i in range(7):
+        media_files.write_video(tmp_path / "media" / f"{i}.mp4", [10 * i, 20, 30, 40])
+    whole = media_files.write_video(tmp_path / "media" / "whole.mp4", [10, 20, 30, 40])
+    broken = media_files.cut(whole, 0.6)
+    one_dataset(tree, tmp_path, broken.name, "tv-cap", "video")
+    row = replaced(tree, tmp_path)
+    assert row["sample_id"] == broken.name and row["reason"]
