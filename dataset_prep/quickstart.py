@@ -45,7 +45,7 @@ class Scale:
         return [f"run.max_steps={self.steps[stage]}"] if stage in self.steps else []
 
 
-SCALES = {"small": Scale(), "tiny": Scale({"stage1": 120, "stage2": 100})}
+SCALES = {"small": Scale(), "tiny": Scale({"stage1": 100, "stage2": 80})}
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Meter:
             raise SystemExit(f"error: '{name}' failed; see above")
 
 
-def torchrun(config: str, options: list[str], processes: int = 1) -> list[str]:
-    """The command line of ``torchrun train.py``, without the interpreter."""
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py"]
-    return [*command, "--cfg-path", config, "--options", *options]
+def train_command(config: str, options: list[str], processes: int = 1) -> list[str]:
+    """The command line of ``train.py``, by torchrun for several processes; without the interpreter."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [*launcher, "train.py", "--cfg-path", config, "--options", *options]
 
 
 def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> None:
@@ -101,7 +101,7 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
         options = [*common, f"run.output_dir={out / stage}", *scale.options(stage)]
         if stage == "stage2":
             options.append(f"paths.stage1={out / 'stage1'}")
-        meter.phase(stage, torchrun(config, options, PROCESSES))
+        meter.phase(stage, train_command(config, options, PROCESSES))
         asking = [*common, f"paths.checkpoint={out / stage}"]
         answers = [*asking, f"run.output_dir={out / f'{stage}_answers'}"]
         if stage == "stage1":  # both together are asked about after stage 2
@@ -109,8 +109,8 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
         captions = [*asking, f"run.output_dir={out / f'{stage}_captions'}"]
         meter.phase(
             f"{stage}_questions",
-            torchrun(ANSWERS, answers, 1 if stage == "stage1" else PROCESSES),
-            torchrun(CAPTIONS, captions),
+            train_command(ANSWERS, answers, 1 if stage == "stage1" else PROCESSES),
+            train_command(CAPTIONS, captions),
         )
 
 
