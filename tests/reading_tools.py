@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -147,12 +148,24 @@ class Reader:
         return sum(len(self.dataset.record(i).captions) for i in indices)
 
 
-def pss(processes: list[int]) -> int:
-    """Bytes that processes use together, a page that several of them share counted once."""
+def pss(processes: list[int], file: str) -> int:
+    """Bytes of their own memory and of a mapped file that processes use together, shared pages counted once.
+
+    Other mapped files are left out: their pages are libraries', shared with whatever else runs on the machine, so
+    that this program's part of them changes when a stranger starts or ends.
+    """
     total = 0
     for process in processes:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += 1024 * int(line.split()[1])
+        mapped = False
+        for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+            name = line.split(maxsplit=5)
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                mapped = len(name) == 6 and name[5] == file
+            elif mapped and line.startswith("Pss:"):
+                total += 1024 * int(name[1])
     return total
 
 
@@ -177,7 +190,7 @@ def memory(dataset: AnnotatedDataset, workers: int, passes: int) -> list[int]:
     for number, _ in enumerate(batches, 1):
         if number % (rounds * share) == 0:
             children = [worker.pid for worker in batches._workers] if workers else []
-            totals.append(pss([os.getpid(), *children]))
+            totals.append(pss([os.getpid(), *children], str(Path(dataset.config.annotations).resolve())))
     return totals
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from dataset_prep import quickstart
+from tests.tiny import ROOT
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("quickstart")
-    assert quickstart.main(["--out", str(out), "--scale", "tiny", "--seed", "42"]) == 0
+    command = [sys.executable, "-m", "dataset_prep.quickstart", "--out", str(out), "--scale", "tiny", "--seed", "42"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return out, json.loads((out / "report.json").read_text())
 
 

@@ -299,6 +299,8 @@ class TestOtherFiles:
         again = CausalLM(CausalLMConfig(path=str(tmp_path)))
         assert again.model.lm_head.weight is again.model.get_input_embeddings().weight
         assert torch.equal(again.model.lm_head.weight, language.model.lm_head.weight)
+        coverage = inspect(tmp_path)  # the file holds the shared table once
+        assert coverage.ok and "lm_head.weight" not in coverage.missing
 
     def test_a_family_that_transformers_renames(self, tmp_path):
         from transformers import GPT2Config, GPT2LMHeadModel

@@ -277,8 +277,7 @@ def _refusal(path: Path, reason: str) -> str:
             f"weights '{path}' are refused: unpickling them would call {asks.group(1)}, and weights are tensors and "
             "plain data; do not open this file otherwise unless you trust where it comes from"
         )
-    first = re.sub(r"\s+", " ", reason).strip()[:160]
-    return f"cannot read weights '{path}': not a readable pickle of tensors ({first}); is the download complete?"
+    return f"cannot read weights '{path}': not a readable pickle of tensors; is it one, and is the download complete?"
 
 
 def _no_permission(path: Path) -> str:

@@ -41,7 +41,9 @@ def published_encoder(slot: str) -> nn.Module:
 def published_language_model(settings: dict | None = None) -> nn.Module:
     """The language model of a config.json (None: Vicuna-13B v0), in half precision."""
     with empty_weights():
-        return LLMS.get("causal_lm").target.from_config(dict(settings or VICUNA), "float16")
+        language = LLMS.get("causal_lm").target.from_config(dict(settings or VICUNA), "float16")
+    language.model.tie_weights()  # building without memory takes shared tensors apart
+    return language
 
 
 def published_model(tensors: dict[str, Tensor] | None = None) -> nn.Module:
