@@ -34,21 +34,6 @@ def tree(tmp_path):
     return tiny.make_config(tmp_path)
 
 
-@pytest.fixture
-def run_plan(tmp_path, capsys):
-    """Runs the command on a tree or file; returns (exit status, the plan as JSON)."""
-
-    def run(tree, *arguments):
-        capsys.readouterr()
-        file = tiny.write_yaml(tmp_path, tree) if isinstance(tree, dict) else tree
-        status = train.main(["--cfg-path", str(file), "--plan", "--json", *arguments])
-        out = capsys.readouterr()
-        assert "Traceback" not in out.err
-        return status, json.loads(out.out)
-
-    return run
-
-
 def test_counts_are_those_of_the_model_that_is_built(tree, tmp_path, run_plan):
     tree["model"]["bridges"]["vision"]["encoder"]["dtype"] = "float16"
     tree["model"]["llm"]["dtype"] = "bfloat16"

@@ -9,7 +9,6 @@ import tarfile
 import pytest
 import torch
 
-import train
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.planning import PlanOptions, plan
@@ -26,21 +25,6 @@ def registered():
 @pytest.fixture
 def tree(tmp_path):
     return tiny.make_config(tmp_path)
-
-
-@pytest.fixture
-def run_plan(tmp_path, capsys):
-    """Runs the command on a tree or file; returns (exit status, the plan as JSON)."""
-
-    def run(tree, *arguments):
-        capsys.readouterr()
-        file = tiny.write_yaml(tmp_path, tree) if isinstance(tree, dict) else tree
-        status = train.main(["--cfg-path", str(file), "--plan", "--json", *arguments])
-        out = capsys.readouterr()
-        assert "Traceback" not in out.err
-        return status, json.loads(out.out)
-
-    return run
 
 
 def test_first_samples_are_those_that_training_reads(tree, tmp_path, run_plan):
