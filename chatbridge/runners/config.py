@@ -53,12 +53,28 @@ class TrainingConfig(DeviceConfig):
     max_steps: int | None = key(None, low=1, unit="steps", help="total; null is max_epoch x iters_per_epoch")
     accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimiser step")
     mixture: str = key("random", choices=("random", "round_robin"), help="how a step's dataset is chosen")
+    strategy: str = key(
+        "ddp", choices=("ddp", "fsdp"), help="fsdp: the language model's layers are spread over the processes"
+    )
+    offload_frozen: bool = key(False, help="keep the language model in host memory, one layer on the GPU (needs fsdp)")
+    compile: str | None = key(
+        None, help="torch.compile of encoder and language-model layers by this backend (inductor)"
+    )
+    deterministic: bool = key(False, help="deterministic kernels only; slower on GPUs (docs/running.md)")
     log_every: int = key(10, low=1, unit="steps", help="a line of metrics.jsonl every so often")
+    report_every: int = key(200, low=0, unit="steps", help="report.html is written anew every so often; 0: at the end")
     checkpoint_every: int = key(1000, low=1, unit="steps", help="a checkpoint every so often, and at the end")
     keep_checkpoints: int = key(2, low=1, unit="checkpoints", help="older ones are removed")
+    keep_every: int = key(0, low=0, unit="steps", help="checkpoints of multiples of this are never removed; 0: none")
+    async_checkpoints: bool = key(True, help="write files in the background while training goes on")
+    grace_seconds: float = key(90.0, low=0.0, unit="s", help="after SIGTERM or SIGUSR1, for a checkpoint and exit 0")
+    hang_seconds: float = key(1800.0, low=0.0, unit="s", help="name a rank that stands still this long; 0: never")
+    max_skipped: int = key(10, low=1, unit="steps", help="stop after so many steps in a row with NaN or infinity")
+    stop_at: int | None = key(None, low=1, unit="steps", help="end here with a checkpoint, schedules as if not")
     validate_every: int = key(0, low=0, unit="steps", help="0 does not validate during training")
     validate_batches: int | None = key(None, low=1, unit="batches", help="of each validation set; null takes all")
     resume: str | None = key("auto", help="auto: the latest checkpoint of output_dir if there is one; a path; null")
+    accept_changes: list[str] = key([], help="keys that may differ from the resumed run's, e.g. run.init_lr")
     loggers: list[str] = key(["jsonl", "tensorboard"], choices=("jsonl", "tensorboard", "wandb"), help="sinks")
     strict: bool = key(False, help="stop at the first sample that cannot be read (train.py --strict)")
     max_bad_share: float = key(0.05, low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable")
@@ -67,6 +83,8 @@ class TrainingConfig(DeviceConfig):
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas: two numbers are needed, found {self.betas}")
+        if self.offload_frozen and self.strategy != "fsdp":
+            raise ValueError("offload_frozen: layers come to the GPU one by one under strategy: fsdp only")
         if self.optimizer == "muon" and self.init_lr == 0:
             raise ValueError("optimizer muon: init_lr must be positive, Muon's rate follows its schedule")
         if self.optimizer == "muon" and self.precision() == "fp16":
