@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from chatbridge import register_all
 from chatbridge.common.config import load_config
@@ -16,6 +17,7 @@ from chatbridge.common.registry import RUNNERS
 from chatbridge.planning import command as planning
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import check
+from chatbridge.runners.verify import verify_resume
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,6 +26,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys, e.g. run.seed=1")
     parser.add_argument("--check", action="store_true", help="validate everything that can be known without weights")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be read")
+    parser.add_argument(
+        "--verify-resume", type=int, metavar="K", help="take K steps twice, once killed and resumed, and compare"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of --verify-resume (default: 1)")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     planning.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -45,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.check:
             return check(assembly)
         loaded.require_paths()
+        if args.verify_resume is not None:
+            output = Path(loaded.config.run.output_dir)
+            return verify_resume(__file__, args.cfg_path, args.options, output, args.verify_resume, args.processes)
         RUNNERS.build(loaded.config.run, assembly).run()
     except (ValueError, OSError) as error:
         if args.debug:

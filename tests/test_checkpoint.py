@@ -9,6 +9,7 @@ import torch
 
 from chatbridge.common.checkpoint import (
     CheckpointError,
+    Retention,
     find_latest,
     load_trainer,
     load_weights,
@@ -18,8 +19,9 @@ from chatbridge.common.checkpoint import (
 from chatbridge.common.ledger import Ledger, LedgerEntry, TooManyBadSamples
 
 
-def save(folder, step, keep=2):
-    return save_checkpoint(folder, step, {"w": torch.full((2, 3), float(step))}, {"step": step}, "run: {}\n", keep)
+def save(folder, step, keep=2, every=0, best=False):
+    weights = {"w": torch.full((2, 3), float(step))}
+    return save_checkpoint(folder, step, weights, {"step": step}, "run: {}\n", Retention(keep, every), best)
 
 
 def test_latest_is_the_last_whole_one_and_old_ones_go(tmp_path):
@@ -37,10 +39,19 @@ def test_latest_is_the_last_whole_one_and_old_ones_go(tmp_path):
 def test_a_write_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
     save(tmp_path, 5)
     monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"No space.*step_00000005 is intact"):
         save(tmp_path, 10)
+    assert not list((tmp_path / "checkpoints").glob(".partial*"))
     assert find_latest(tmp_path).name == "step_00000005"
     assert load_trainer(find_latest(tmp_path)) == {"step": 5}
+
+
+def test_milestones_and_the_best_stay(tmp_path):
+    for step in range(5, 45, 5):
+        save(tmp_path, step, keep=1, every=20, best=step == 15)
+    folders = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert folders == ["step_00000015", "step_00000020", "step_00000040"]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_00000015"
 
 
 def test_missing_and_damaged_are_named(tmp_path):

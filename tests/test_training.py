@@ -47,14 +47,14 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         from chatbridge.runners.training import TrainingRunner
 
-        original = TrainingRunner._train_step
+        original = TrainingRunner._one_step
 
-        def die(self, micro):
+        def die(self, bar):
             if self.step == 5:
                 raise OSError("the node went away")
-            return original(self, micro)
+            return original(self, bar)
 
-        patch.setattr(TrainingRunner, "_train_step", die)
+        patch.setattr(TrainingRunner, "_one_step", die)
         assert run(tmp_path, tree, f"run.output_dir={parts}") == 1
     assert find_latest(parts).name == "step_00000003"
     assert run(tmp_path, tree, f"run.output_dir={parts}") == 0

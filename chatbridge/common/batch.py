@@ -23,6 +23,9 @@ IGNORE = -100
 TEXT = -1
 """Value in `MultimodalBatch.slots_BL` of a position that holds a text token (or padding)."""
 
+MIXED = "mixed"
+"""What stands for the dataset of a batch whose samples may be from several."""
+
 
 @dataclass
 class MultimodalBatch:
@@ -39,12 +42,14 @@ class MultimodalBatch:
         position_ids_BL: int64, or None for those that follow from the attention mask.
         samples_BL: int64, where samples are packed: the number of the sample at each position (an index into `ids`,
             growing in reading order), -1 at padding. None: a row is a sample.
-        dataset: the dataset this batch was drawn from.
+        dataset: the dataset this batch was drawn from; `MIXED` where every sample was drawn on its own. The same on
+            all ranks.
+        sources: per id, the dataset that it was drawn from.
         references: per sample, the acceptable answers (evaluation); empty in training.
         groups: per sample, a free label that evaluation reports by (for instance a question family).
         ledger: what could not be read on the way to this batch, and what took its place.
-        cursor: where reading stands behind this batch (plain values), for datasets whose position is not a function
-            of the step alone.
+        cursor: dataset -> lane -> where it stands behind this batch (plain values), for datasets whose position is not
+            a function of the step alone.
     """
 
     ids: list[str]
@@ -56,10 +61,11 @@ class MultimodalBatch:
     position_ids_BL: Tensor | None = None
     samples_BL: Tensor | None = None
     dataset: str = ""
+    sources: list[str] = field(default_factory=list)
     references: list[list[str]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     ledger: list[LedgerEntry] = field(default_factory=list)
-    cursor: dict[str, Any] = field(default_factory=dict)
+    cursor: dict[str, dict[int, Any]] = field(default_factory=dict)
 
     @property
     def modalities(self) -> list[str]:

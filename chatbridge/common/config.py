@@ -17,6 +17,31 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
 from chatbridge.common.schema import Binder, ConfigError, MissingPath, key, to_plain
+from chatbridge.common.secrets import secrets_in
+
+
+@dataclass(kw_only=True)
+class MixtureConfig:
+    """How the training datasets share the steps."""
+
+    mode: str = key(
+        "random",
+        choices=("random", "round_robin", "mixed"),
+        help="a step reads one dataset, drawn by weight (random) or in turn (round_robin), or the dataset of every "
+        "sample is drawn by weight (mixed; a weight of null is then the size in samples)",
+    )
+    batch_size: int | None = key(
+        None, low=1, unit="samples", help="mixed: per batch over all ranks; elsewhere each dataset has its own"
+    )
+
+    def __post_init__(self) -> None:
+        if self.mode == "mixed" and self.batch_size is None:
+            raise ValueError("batch_size: required where mode is mixed: samples per batch over all ranks")
+        if self.mode != "mixed" and self.batch_size is not None:
+            raise ValueError(
+                f"batch_size: belongs to mode: mixed; where mode is {self.mode}, give each dataset its own "
+                "(datasets.<name>.batch_size)"
+            )
 
 
 @dataclass(kw_only=True)
@@ -30,10 +55,20 @@ class Config:
     processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> how its files become tensors")
     task: Any = key(registry=TASKS, help="what a batch means: how samples are rendered, what is scored")
     datasets: dict[str, Any] = key({}, registry=DATASETS, tag="builder", usual="annotations", help="the mixture")
+    mixture: MixtureConfig = key(MixtureConfig, help="how the datasets share the steps")
     validation: dict[str, Any] = key(
         {}, registry=DATASETS, tag="builder", usual="annotations", help="held-out data, or what an evaluation reads"
     )
     run: Any = key(registry=RUNNERS, tag="runner", usual="training", help="the loop and its hyper-parameters")
+
+    def __post_init__(self) -> None:
+        for name, dataset in self.datasets.items() if self.mixture.mode == "mixed" else ():
+            for key_name in ("batch_tokens", "pack"):
+                if getattr(dataset, key_name, None) is not None:
+                    raise ValueError(
+                        f"datasets.{name}.{key_name}: batches of several datasets (mixture.mode: mixed) have a row for "
+                        f"each of mixture.batch_size samples; remove it, or take mixture.mode: random"
+                    )
 
 
 @dataclass
@@ -99,6 +134,9 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         plain = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"]) from None
+    found = secrets_in(plain)
+    if found:
+        raise ConfigError([f"{path}: {line}" for line in found])
     if not isinstance(plain, dict) or not plain:
         raise ConfigError([f"{path}: is empty or not a mapping of keys"])
     return plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,33 @@ class Ledger:
         self.retried: Counter[str] = Counter()
 
     def add(self, dataset: str, samples: int, entries: list[LedgerEntry]) -> None:
-        """Count a batch. Raises TooManyBadSamples when the dataset's share is past the limit."""
-        self.seen[dataset] += samples
+        """Count a batch of one dataset, as `add_batch` does."""
+        self.add_batch([dataset] * samples, entries)
+
+    def add_batch(self, sources: Iterable[str], entries: Sequence[LedgerEntry]) -> None:
+        """Count a batch: its samples by the datasets they are from, what was unreadable by the entries' own.
+
+        Args:
+            sources: the dataset of every sample, `MultimodalBatch.sources`.
+
+        Raises:
+            TooManyBadSamples: a dataset's share is past the limit. All of the batch was counted and written before.
+        """
+        self.seen.update(sources)
         if not entries:
             return
-        bad = [entry for entry in entries if entry.count]
-        self.replaced[dataset] += sum(entry.count == 1 for entry in bad)
-        self.lost[dataset] += sum(entry.count for entry in bad if entry.count > 1)
-        self.retried[dataset] += len(entries) - len(bad)
+        bad: dict[str, list[LedgerEntry]] = {}
+        for entry in entries:
+            if entry.count:
+                bad.setdefault(entry.dataset, []).append(entry)
+            counts = self.retried if not entry.count else self.replaced if entry.count == 1 else self.lost
+            counts[entry.dataset] += max(1, entry.count)
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in entries)
-        if bad:
-            self._judge(dataset, bad)
+        for dataset, own in bad.items():
+            self._judge(dataset, own)
 
     def _judge(self, dataset: str, bad: list[LedgerEntry]) -> None:
         seen, count = self.seen[dataset], self.replaced[dataset] + self.lost[dataset]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,28 @@ class MetricsLog:
                 sink.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class EventLog:
+    """``events.jsonl``: what happened to a run besides its steps, kept over restarts. Written from any thread.
+
+    Args:
+        folder: the run folder; None writes nothing (ranks other than the first).
+    """
+
+    def __init__(self, folder: Path | None):
+        self._lock = threading.Lock()
+        self._out = None if folder is None else (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, event: str, text: str) -> None:
+        row = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "event": event}
+        with self._lock:
+            if self._out is not None and not self._out.closed:
+                self._out.write(json.dumps(row | {"text": text}, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._out is not None:
+            self._out.close()
 
 
 def _lines_before(file: Path, step: int) -> list[str]:

@@ -23,6 +23,7 @@ def reference() -> str:
         *_table(Config),
     ]
     seen: set[type] = {Config}
+    parts += _nested(Config, seen)
     for value in vars(registries).values():
         if not isinstance(value, Registry):
             continue

@@ -108,7 +108,9 @@ class Binder:
             if name in skip:
                 continue
             if name not in fields:
-                self.problem(_join(where, name), f"unknown key; {nearest(str(name), list(fields))}")
+                moved = getattr(cls, "MOVED", {}).get(name)  # earlier keys and where they are now
+                hint = f"it is {moved} now" if moved else nearest(str(name), list(fields))
+                self.problem(_join(where, name), f"unknown key; {hint}")
                 continue
             values[name] = self.value(hints[name], value, _join(where, name), fields[name].metadata)
         for name, f in fields.items():

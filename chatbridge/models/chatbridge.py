@@ -68,6 +68,10 @@ class ChatBridge(nn.Module):
         config: the parts.
         llm: a language model already in memory, instead of the one `config.llm` names.
 
+    Attributes:
+        every_branch: in training, pass through the bridges of absent modalities too, with weight zero. Processes that
+            train together need it: each waits for the others' gradients of every parameter.
+
     Raises:
         ValueError: for parts that do not go together, and weights that do not fit.
     """
@@ -79,6 +83,7 @@ class ChatBridge(nn.Module):
         self.llm = llm if llm is not None else LLMS.build(config.llm)
         self.bridges = nn.ModuleDict()
         self._route: dict[str, str] = {}
+        self.every_branch = False
         shared: Bridge | None = None
         for name, bridge_config in config.bridges.items():
             self._enter(name, bridge_config.modalities)
@@ -157,7 +162,27 @@ class ChatBridge(nn.Module):
             if sum(counts_B) != len(rows_ND):
                 rows_ND = _cut_as_text(rows_ND, mask_BL, modality)
             embeds_BLD = embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), rows_ND.to(embeds_BLD.dtype))
+        if self.training and self.every_branch:
+            embeds_BLD = embeds_BLD + self._idle_branches(batch).to(embeds_BLD.dtype)
         return self._blank_left_padding(embeds_BLD, batch) if self.compat == "original" else embeds_BLD
+
+    def _idle_branches(self, batch: MultimodalBatch) -> Tensor:
+        """Zero, by way of every trainable parameter that this batch has no use for."""
+        used = self.branches_of(batch)
+        zero = torch.zeros((), device=self.device)
+        for name, bridge in self.bridges.items():
+            if name not in used:
+                blank_NTSE = torch.zeros(1, 1, 1, bridge.encoder.width, device=self.device)
+                zero = zero + bridge.perceive(blank_NTSE).float().mean() * 0.0
+        return zero
+
+    def branches_of(self, batch: MultimodalBatch) -> set[str]:
+        """Names, as in `branches`, of what this batch's media go through."""
+        return {self._route[modality] for modality in batch.modalities}
+
+    def branches(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters that a batch may leave unused, by bridge; shared ones stand under each."""
+        return {name: [p for p in bridge.parameters() if p.requires_grad] for name, bridge in self.bridges.items()}
 
     def _blank_left_padding(self, embeds_BLD: Tensor, batch: MultimodalBatch) -> Tensor:
         """The original pads on the left with zeros, behind BOS; nothing visible depends on it."""
@@ -173,18 +198,18 @@ class ChatBridge(nn.Module):
         owners_K = _owners(batch)[keep_BL]
         sample_tokens_B = owners_K.new_zeros(_sample_count(batch)).index_add(0, owners_K, torch.ones_like(owners_K))
         supervised = len(owners_K)
-        if supervised == 0:
-            zero = embeds_BLD.float().sum() * 0.0
-            loss = zero + float("nan") if self.compat == "original" else zero
-            return Output(loss, zero, 0, torch.zeros_like(sample_tokens_B, dtype=torch.float32), sample_tokens_B)
         mask = batch.attention_mask_BL if batch.samples_BL is None else self.llm.block_mask(batch.samples_BL)
         logits_KV = self.llm.logits_at(embeds_BLD, mask, _positions(batch), keep_BL)
         targets_K = batch.labels_BL[:, 1:][keep_BL[:, :-1]]
         losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
         sums_B = torch.zeros(len(sample_tokens_B), device=losses_K.device).index_add(0, owners_K, losses_K.detach())
         total = losses_K.sum()
+        if supervised == 0 and self.compat == "original":
+            loss = total + float("nan")
+        else:
+            loss = total / max(supervised, 1)
         return Output(
-            loss=total / supervised,
+            loss=loss,
             loss_sum=total,
             supervised_tokens=supervised,
             sample_losses_B=sums_B / sample_tokens_B.clamp_min(1),

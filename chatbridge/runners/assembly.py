@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from chatbridge.common.batch import MultimodalBatch
-from chatbridge.common.config import LoadedConfig
+from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
-from chatbridge.datasets.mixture import Mixture, Stream
-from chatbridge.datasets.reading import BatchStream, MixtureReader
+from chatbridge.datasets.mixture import Mixture, SampleMixture, StepMixture, Stream
+from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
 from chatbridge.processors.base import MediaProcessor
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
 from chatbridge.tasks.base import Task
@@ -98,36 +98,47 @@ class Assembly:
                 logger.warning("dataset '%s' leaves out %d more", name, len(dataset.skipped) - 5)
         return built
 
-    def mixture(self, steps: int, seed: int, mode: str) -> Mixture:
-        """Which samples each of `steps` batches reads. Weights left out are sizes in batches."""
-        streams = []
+    def mixture(self, steps: int, seed: int) -> Mixture:
+        """Which samples each of `steps` batches reads. Weights left out are sizes, in batches or (mixed) samples."""
+        section, streams = self.config.mixture, []
         for name, dataset in self.datasets.items():
             config, length = dataset.config, dataset.length
             if length is None and config.weight is None:
                 raise ValueError(
                     f"datasets.{name}: how many samples it has is not known; give it a weight, or an index"
                 )
-            weight = config.weight if config.weight is not None else max(1, length // config.batch_size)
+            weight = config.weight
+            if weight is None:
+                weight = length if section.mode == "mixed" else max(1, length // config.batch_size)
             by_lane = dataset.sequential or config.batch_tokens is not None
             order = None if by_lane else dataset.order(seed)
             streams.append(Stream(name, length, weight, config.batch_size, order, by_lane))
-        return Mixture(streams, seed, steps, mode)
+        if section.mode == "mixed":
+            return SampleMixture(streams, seed, steps, section.batch_size)
+        return StepMixture(streams, seed, steps, section.mode)
 
     def batches(self, mixture: Mixture, rank: int, world: int, workers: int, pin: bool) -> BatchStream:
         """Batches of this rank, from the first step or wherever a saved state says.
 
         Raises:
-            ValueError: when a batch size cannot be shared evenly among the ranks, or packing does not go with the task.
+            ValueError: when a batch size cannot be shared evenly among the ranks, packing does not go with the task, or
+                datasets that share batches give media of different shapes.
         """
-        check_batch_sizes(self.config.datasets, world)
+        check_batch_sizes(self.config, world)
+        if self.config.mixture.mode == "mixed":
+            check_shapes(self.datasets.values())
         collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
         reader = MixtureReader(list(self.datasets.values()), collator, mixture.seed, rank, world, workers)
         return BatchStream(reader, mixture, workers, pin)
 
     def validation_loaders(
         self, rank: int, world: int, batches: int | None
-    ) -> Iterator[tuple[str, Iterator[MultimodalBatch]]]:
-        """This rank's share of every validation set, answers included, in order."""
+    ) -> Iterator[tuple[str, Iterator[tuple[MultimodalBatch, bool]]]]:
+        """This rank's share of every validation set, answers included, in order; with every batch, whether it counts.
+
+        All ranks get equally many batches, so that none waits for another in a sharded model: those of ranks with
+        fewer samples are filled up with some that do not count.
+        """
         collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
         for name, dataset in self._validation_sets.items():
             size = max(1, dataset.config.batch_size // world)
@@ -140,21 +151,24 @@ class Assembly:
 
 def _in_order(
     dataset: TaskDataset, collator: Collator, rank: int, world: int, size: int, batches: int | None
-) -> Iterator[MultimodalBatch]:
-    indices = list(range(len(dataset)))[rank::world]
-    starts = list(range(0, len(indices), size))[:batches]
-    for start in starts:
-        examples = []
-        for index in indices[start : start + size]:
-            examples += [dataset.read(dataset.record(index), dataset.kinds[0])[0]]
-        yield collator(examples, dataset.name)
+) -> Iterator[tuple[MultimodalBatch, bool]]:
+    mine = list(range(len(dataset)))[rank::world]
+    most = -(-len(dataset) // world)
+    for start in list(range(0, most, size))[:batches]:
+        chosen = mine[start : start + size]
+        examples = [dataset.read(dataset.record(i), dataset.kinds[0])[0] for i in chosen or [0]]
+        yield collator(examples, dataset.name), bool(chosen)
 
 
-def check_batch_sizes(section: dict[str, Any], world: int) -> None:
-    """Raise ValueError for a batch size that the ranks cannot share evenly."""
-    for name, config in section.items():
-        if config.batch_tokens is None and config.batch_size % world:
-            raise ValueError(
-                f"datasets.{name}.batch_size: {config.batch_size} samples cannot be shared by {world} processes; "
-                f"take a multiple of {world}"
-            )
+def check_batch_sizes(config: Config, world: int) -> None:
+    """Raise ValueError for batch sizes that the ranks cannot share evenly, a line each."""
+    sizes = {f"datasets.{name}": d.batch_size for name, d in config.datasets.items() if d.batch_tokens is None}
+    if config.mixture.mode == "mixed":
+        sizes = {"mixture": config.mixture.batch_size}
+    problems = [
+        f"{where}.batch_size: {size} samples cannot be shared by {world} processes; take a multiple of {world}"
+        for where, size in sizes.items()
+        if size % world
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))

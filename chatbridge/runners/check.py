@@ -10,6 +10,7 @@ from typing import Any
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import ConfigError
 from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.datasets.reading import check_shapes
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly, check_batch_sizes
 from chatbridge.runners.evaluation import EvaluationConfig
@@ -69,8 +70,10 @@ def examine(assembly: Assembly, world: int = 1) -> Findings:
                 dataset = found.attempt(lambda s=settings, n=name, o=is_open: DATASETS.build(s, n, parts, o))
                 if dataset is not None:
                     found.datasets[f"{section}.{name}"] = dataset
-    for name, settings in config.datasets.items():
-        found.attempt(lambda n=name, s=settings: check_batch_sizes({n: s}, world))
+    found.attempt(lambda: check_batch_sizes(config, world))
+    if config.mixture.mode == "mixed":
+        opened = [dataset for name, dataset in found.datasets.items() if name.startswith("datasets.")]
+        found.attempt(lambda: check_shapes(opened))
     return found
 
 

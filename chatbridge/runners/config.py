@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,8 @@ class DeviceConfig:
 class TrainingConfig(DeviceConfig):
     """Hyper-parameters of a training run."""
 
+    MOVED: ClassVar[dict[str, str]] = {"mixture": "mixture.mode, a section of its own"}
+
     lr_sched: str = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
     init_lr: float = key(1e-4, low=0.0, help="peak learning rate")
     min_lr: float = key(1e-5, low=0.0, help="learning rate at the end")
@@ -52,7 +55,6 @@ class TrainingConfig(DeviceConfig):
     iters_per_epoch: int = key(1000, low=1, unit="steps", help="optimiser steps per epoch")
     max_steps: int | None = key(None, low=1, unit="steps", help="total; null is max_epoch x iters_per_epoch")
     accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimiser step")
-    mixture: str = key("random", choices=("random", "round_robin"), help="how a step's dataset is chosen")
     strategy: str = key(
         "ddp", choices=("ddp", "fsdp"), help="fsdp: the language model's layers are spread over the processes"
     )

@@ -1,33 +1,43 @@
-"""The one training loop, for every stage, on accelerate: CPU, one GPU or many."""
+"""The one training loop, for every stage: CPU, one GPU or many nodes, and back again after any interruption."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from chatbridge.common.batch import MultimodalBatch
-from chatbridge.common.checkpoint import (
-    find_latest,
-    load_trainer,
-    load_weights,
-    resolve_checkpoint,
-    save_checkpoint,
-)
-from chatbridge.common.ledger import Ledger, join_counts
-from chatbridge.common.logging import MetricsLog
-from chatbridge.common.optim import build_optimizers, set_learning_rate
+from chatbridge.common.batch import MIXED, MultimodalBatch
+from chatbridge.common.checkpoint import Retention, remove_partial
+from chatbridge.common.ledger import Ledger
+from chatbridge.common.logging import EventLog, MetricsLog
+from chatbridge.common.optim import build_optimizers
 from chatbridge.common.registry import RUNNERS, SCHEDULES
 from chatbridge.common.schedules import ScheduleSpan
+from chatbridge.report import RunReport
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.config import TrainingConfig
+from chatbridge.runners.interruption import StopSignal
+from chatbridge.runners.meter import Meter
+from chatbridge.runners.nonfinite import NonFiniteGuard
+from chatbridge.runners.randomness import make_deterministic, seed_step
+from chatbridge.runners.record import file_hashes, write_record
+from chatbridge.runners.resume import Resumed, find_resumable
+from chatbridge.runners.saving import CheckpointWriter, Snapshot
+from chatbridge.runners.step import OptimiserStep, StepResult
+from chatbridge.runners.strategy import Strategy
+from chatbridge.runners.validation import Validator
+from chatbridge.runners.watchdog import COMPUTING, READING, SAVING, VALIDATING, Watchdog
 
 logger = logging.getLogger("chatbridge")
 
@@ -39,6 +49,9 @@ class TrainingRunner:
     Args:
         config: the ``run:`` section.
         assembly: builds model, data and task, by name, from the whole configuration.
+
+    Attributes:
+        step: steps taken so far. best: the lowest validation loss and its step.
     """
 
     def __init__(self, config: TrainingConfig, assembly: Assembly):
@@ -46,13 +59,16 @@ class TrainingRunner:
         self.assembly = assembly
         if config.threads:
             torch.set_num_threads(config.threads)
-        # A step reads one dataset, so the bridges of the other modalities have no gradient in it.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        if config.deterministic:
+            make_deterministic()
+        # The watchdog speaks first; a collective must not give up before it.
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.hang_seconds or 7 * 86400))
         self.accelerator = Accelerator(
-            mixed_precision=config.precision(), cpu=config.device == "cpu", kwargs_handlers=[ddp]
+            mixed_precision=config.precision(), cpu=config.device == "cpu", kwargs_handlers=[patience]
         )
         self.output = Path(config.output_dir)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
         self.schedule = SCHEDULES.get(config.lr_sched).target
         self.span = ScheduleSpan(
             init_lr=config.init_lr,
@@ -65,162 +81,239 @@ class TrainingRunner:
             compat=config.compat,
         )
         self.step = 0
+        self.best: tuple[float, int] | None = None
+        self.last_step = min(config.total_steps, config.stop_at or config.total_steps)
         # Every rank accounts for what it read itself.
         name = "ledger.jsonl" if self.rank == 0 else f"ledger_rank{self.rank}.jsonl"
         self.ledger = Ledger(self.output / name, config.max_bad_share, strict=config.strict)
+        self.guard = NonFiniteGuard(self.output, self.rank, config.max_skipped)
 
     def run(self) -> None:
-        """Build, resume where asked, train to the last step, and leave a final checkpoint."""
-        self._build()
-        resumed = self._resume()
-        if self.accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(self.assembly.loaded.to_yaml(), encoding="utf-8")
-        self.log = self._open_log()
-        if resumed:
-            logger.info("resumed at step %d of %d", self.step, self.config.total_steps)
-        try:
-            self._loop()
-        finally:
-            self.log.close()
+        """Build, resume where asked, train to the last step or until told to stop, and leave a checkpoint."""
+        with (
+            StopSignal(self.config.grace_seconds) as self.signal,
+            Watchdog(self.output, self.rank, self.world, self.config.hang_seconds) as self.watchdog,
+        ):
+            self._build()
+            resumed = self._resume()
+            with contextlib.ExitStack() as stack:
+                self._open(stack, resumed)
+                self._loop()
 
     def _build(self) -> None:
-        self.model = self.assembly.model(self.accelerator.device)
-        torch.manual_seed(self.config.seed)
         config = self.config
+        strategy = Strategy(
+            config, self.accelerator.device, self.rank, self.world, self.accelerator.local_process_index,
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )  # fmt: skip
+        self.model = strategy.build(self.assembly.model)
+        torch.manual_seed(config.seed)
         optimizers = build_optimizers(
             self.model.named_parameters(), config.init_lr, config.weight_decay, tuple(config.betas), config.decay,
             config.muon_lr if config.optimizer == "muon" else None,
         )  # fmt: skip
-        self.wrapped, *self.optimizers = self.accelerator.prepare(self.model, *optimizers)
-        self.mixture = self.assembly.mixture(
-            self.config.total_steps * self.config.accum_grad_iters, self.config.seed, self.config.mixture
+        self.wrapped = strategy.wrap(self.model)
+        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
+        names = list(self.assembly.datasets)
+        self.optimiser_step = OptimiserStep(
+            self.model, self.wrapped, self.optimizers, self.accelerator, names, config.max_grad_norm
         )
+        self.mixture = self.assembly.mixture(config.total_steps * config.accum_grad_iters, config.seed)
         self.batches = self.assembly.batches(
             self.mixture, self.rank, self.world, config.num_workers, pin=self.accelerator.device.type == "cuda"
         )
-        sizes = {name: dataset.length for name, dataset in self.assembly.datasets.items()}
-        self.ledger.sizes = {name: size // self.world for name, size in sizes.items() if size is not None}
+        self.sizes = {name: dataset.length for name, dataset in self.assembly.datasets.items()}
+        self.ledger.sizes = {name: size // self.world for name, size in self.sizes.items() if size is not None}
+        self.hashes = file_hashes(self.assembly.datasets)
+        self.validator = Validator(self.assembly, self.model, self.accelerator, config.validate_batches)
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        logger.info("training %s parameters on %s", f"{trainable:,}", self.accelerator.device)
+        logger.info(
+            "training %s parameters on %s (%d processes, %s)", f"{trainable:,}", self.accelerator.device, self.world,
+            strategy.name,
+        )  # fmt: skip
 
-    def _open_log(self) -> MetricsLog:
-        sinks = list(self.config.loggers) if self.accelerator.is_main_process else []
-        return MetricsLog(self.output, sinks, resumed_at=self.step)
-
-    def _resume(self) -> bool:
-        """Load model, optimiser and counters from the checkpoint that ``run.resume`` means, if there is one."""
-        wanted = self.config.resume
-        if wanted is None:
-            return False
-        folder = find_latest(self.output) if wanted == "auto" else resolve_checkpoint(wanted)
-        if folder is None:
-            return False
-        self.model.load_trainable(load_weights(folder))
-        trainer = load_trainer(folder)
-        for optimizer, state in zip(self.optimizers, trainer["optimizers"], strict=True):
+    def _resume(self) -> Resumed | None:
+        """Take over the state of the checkpoint that ``run.resume`` means, if there is one."""
+        resumed = find_resumable(self.config, self.assembly.loaded.to_yaml(), self.hashes, self.world)
+        if resumed is None:
+            return None
+        self.model.load_trainable(resumed.weights)
+        for optimizer, state in zip(self.optimizers, resumed.trainer["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        if self.accelerator.scaler is not None and trainer["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(trainer["scaler"])
-        reading = trainer["reading"]
-        self.batches.load_state_dict([state["batches"] for state in reading])
-        if len(reading) == self.world:
-            self.ledger.load_state_dict(reading[self.rank]["ledger"])
-        elif self.rank == 0:
-            self.ledger.load_state_dict(join_counts(state["ledger"] for state in reading))
-        self.step = trainer["step"]
-        return True
+        if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(resumed.trainer["scaler"])
+        self.batches.load_state_dict(
+            [state["batches"] for state in resumed.reading], accept_new_lanes=resumed.accepts_new_lanes
+        )
+        self.ledger.load_state_dict(resumed.ledger_of(self.rank, self.world))
+        self.guard.load_state_dict(resumed.trainer.get("guard", {}))
+        best = resumed.trainer.get("best")
+        self.best = (best[0], best[1]) if best else None
+        self.step = resumed.trainer["step"]
+        return resumed
+
+    def _open(self, stack: contextlib.ExitStack, resumed: Resumed | None) -> None:
+        """The run folder's files."""
+        config, text = self.config, self.assembly.loaded.to_yaml()
+        if self.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.yaml").write_text(text, encoding="utf-8")
+            device = str(self.accelerator.device)
+            write_record(
+                self.output / "run.json", text, self.hashes, self.sizes, self.world, device, config.total_steps
+            )
+        self.log = stack.enter_context(
+            contextlib.closing(MetricsLog(self.output, list(config.loggers) if self.main else [], resumed_at=self.step))
+        )
+        self.events = stack.enter_context(contextlib.closing(EventLog(self.output if self.main else None)))
+        self.report = RunReport(self.output) if self.main else None
+        self.meter = Meter(self.accelerator.device, config.precision() != "no", self.world)
+        retention = Retention(config.keep_checkpoints, config.keep_every)
+        self.writer = CheckpointWriter(self.output, retention, config.async_checkpoints, self.events.write)
+        stack.callback(self.writer.join)
+        if self.main:
+            for name in remove_partial(self.output):
+                self.events.write(self.step, "removed", f"{name}, which an interruption left half written")
+        if resumed is None:
+            self.events.write(self.step, "start", f"{self.world} processes")
+            return
+        logger.info("resumed at step %d of %d", self.step, config.total_steps)
+        self.events.write(self.step, "resumed", f"from {resumed.folder.name} with {self.world} processes")
+        for line in resumed.accepted:
+            logger.warning("changed since %s was written, as run.accept_changes allows: %s", resumed.folder.name, line)
+            self.events.write(self.step, "changed", line)
 
     def _loop(self) -> None:
-        config = self.config
-        total = config.total_steps
         bar = tqdm(
-            total=total, initial=self.step, desc=self.output.name, unit="step", mininterval=1.0,
+            total=self.config.total_steps, initial=self.step, desc=self.output.name, unit="step", mininterval=1.0,
             disable=not self.accelerator.is_local_main_process,
         )  # fmt: skip
         self.wrapped.train()
+        stopped = False
         with bar:
-            while self.step < total:
-                started = time.perf_counter()
-                micro = [next(self.batches) for _ in range(config.accum_grad_iters)]
-                waited = time.perf_counter() - started
-                values = self._train_step(micro)
-                self.step += 1
-                bar.update()
-                if self.step % config.log_every == 0 or self.step == total:
-                    values |= {"data_seconds": waited, "step_seconds": time.perf_counter() - started}
-                    self.log.write(self.step, values)
-                    bar.set_postfix(loss=f"{values['loss']:.3f}", dataset=values["dataset"], refresh=False)
-                if config.validate_every and self.step % config.validate_every == 0:
-                    self._validate()
-                if self.step % config.checkpoint_every == 0 or self.step == total:
-                    self._checkpoint()
+            while self.step < self.last_step and not stopped:
+                result = self._one_step(bar)
+                stopped = result.stop
+                improved = self._validate() if self._due(self.config.validate_every) else False
+                at_end = stopped or self.step == self.last_step
+                if at_end or improved or self._due(self.config.checkpoint_every):
+                    self._checkpoint(improved)
+                if self._due(self.config.report_every):
+                    self._write_report()
+        if stopped:
+            # Any rank may have been told; all of them stop, at the same step.
+            text = f"{self.signal.asked or 'a signal to another rank'}: stopped at step {self.step}"
+            logger.info("%s of %d, with a checkpoint; start again to go on", text, self.config.total_steps)
+            self.events.write(self.step, "signal", text)
+        self.writer.finish()
+        self.events.write(self.step, "end", "finished" if self.step == self.config.total_steps else "stopped")
+        self._write_report()
 
-    def _train_step(self, micro: list[MultimodalBatch]) -> dict[str, Any]:
-        """One optimiser step: every supervised token of every rank and micro-batch weighs the same."""
-        self._seed_step()
+    def _write_report(self) -> None:
+        if self.report is not None:
+            try:
+                self.report.write()
+            except OSError as error:  # a page is not worth a run
+                logger.warning("report.html could not be written: %s", error)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _one_step(self, bar: tqdm) -> StepResult:
+        config = self.config
+        logged = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.last_step
+        started = time.perf_counter()
+        self.watchdog.tell(self.step + 1, READING)
+        micro = [next(self.batches) for _ in range(config.accum_grad_iters)]
+        waited = time.perf_counter() - started
+        self.watchdog.tell(self.step + 1, COMPUTING)
         for batch in micro:
-            self.ledger.add(batch.dataset, len(batch.ids), batch.ledger)
+            self.ledger.add_batch(batch.sources, batch.ledger)
         rate = self.schedule(self.span, self.step)
-        set_learning_rate(self.optimizers, rate)
-        tokens = self._sum_over_ranks(sum(batch.supervised_tokens for batch in micro))
-        loss_sum = 0.0
-        for i, batch in enumerate(micro):
-            last = i == len(micro) - 1
-            no_sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with no_sync:
-                output = self.wrapped(batch.to(self.accelerator.device, non_blocking=True))
-                # DDP averages gradients over ranks: multiply by their number to get the sum over all tokens.
-                self.accelerator.backward(output.loss_sum * (self.world / max(tokens, 1)))
-            loss_sum += float(output.loss_sum.detach())
-        norm = None
-        if self.config.max_grad_norm is not None:
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        loss = self._sum_over_ranks(loss_sum) / max(tokens, 1)
-        values = {"loss": loss, "dataset": "+".join(dict.fromkeys(b.dataset for b in micro)), "lr": rate}
-        if norm is not None:
-            values["grad_norm"] = norm
-        return values | {"tokens": int(tokens), "replaced": self.ledger.replaced.total() + self.ledger.lost.total()}
+        # Equal on all ranks, also where one of them happens to have samples of a single dataset.
+        mixed = self.assembly.config.mixture.mode == MIXED
+        label = MIXED if mixed else "+".join(dict.fromkeys(b.dataset for b in micro))
+        if self.meter.counts(label):
+            self._count_operations(label, micro[0])
+        seed_step(config.seed, self.step, self.rank)
+        result = self.optimiser_step(micro, rate, stop=bool(self.signal.asked), detail=logged)
+        self.step += 1
+        self.meter.add(label, result.tokens, result.samples, waited)
+        bar.update()
+        if result.problem:
+            self.guard.note(self.step, result, self.events)
+        else:
+            self.guard.passed()
+        if logged:
+            self._write_metrics(result, rate, label)
+            bar.set_postfix(loss=f"{result.loss:.3f}", dataset=label, refresh=False)
+        return result
 
-    def _seed_step(self) -> None:
-        """Dropout is a function of (seed, step, rank): a resumed run draws what an uninterrupted one would."""
-        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 8191 + self.rank)
+    def _count_operations(self, label: str, batch: MultimodalBatch) -> None:
+        """Learn what a batch of this dataset costs. (Under the counter dropout draws other numbers than without it,
+        so that it may not watch a step that counts; compiled layers run as they were written, meanwhile.)"""
+        compiled = self.config.compile is not None
+        counter = FlopCounterMode(display=False)
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(), counter:
+            self.optimiser_step.rehearse(batch)
+        self.meter.counted(label, counter, len(batch.ids))
 
-    def _sum_over_ranks(self, value: float) -> float:
-        if self.world == 1:
-            return value
-        total = torch.tensor(float(value), dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(total, reduction="sum"))
+    def _write_metrics(self, result: StepResult, rate: float, label: str) -> None:
+        values: dict[str, Any] = {
+            "loss": result.loss,
+            "dataset": label,
+            "losses": result.losses,
+            "lr": rate,
+            "grad_norm": result.grad_norm,
+            "grad_norms": result.grad_norms,
+            "tokens": result.tokens,
+            "samples": result.samples,
+            "ids": result.checksum,
+            "replaced": self.ledger.replaced.total() + self.ledger.lost.total(),
+            "skipped": self.guard.skipped,
+            "drawn": dict(self.ledger.seen),
+        }
+        if self.accelerator.scaler is not None:
+            values["loss_scale"] = self.accelerator.scaler.get_scale()
+        self.log.write(self.step, values | self.meter.values())
+        self.meter.restart()
 
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """Mean loss per supervised token of every validation set, read in order."""
-        self.model.eval()
-        for name, loader in self.assembly.validation_loaders(self.rank, self.world, self.config.validate_batches):
-            loss_sum = tokens = 0.0
-            for batch in loader:
-                output = self.model(batch.to(self.accelerator.device))
-                loss_sum += float(output.loss_sum)
-                tokens += batch.supervised_tokens
-            loss_sum, tokens = self._sum_over_ranks(loss_sum), self._sum_over_ranks(tokens)
-            self.log.write(self.step, {"loss": loss_sum / max(tokens, 1), "dataset": name}, prefix="validation")
-        self.model.train()
+    def _validate(self) -> bool:
+        """Log the losses on held-out data; whether their mean is the lowest so far."""
+        self.watchdog.tell(self.step, VALIDATING)
+        losses = self.validator.losses()
+        for name, loss in losses.items():
+            self.log.write(self.step, {"loss": loss, "dataset": name}, prefix="validation")
+        self.wrapped.train()
+        self.meter.restart()
+        if not losses:
+            return False
+        mean = sum(losses.values()) / len(losses)
+        if self.best is not None and not mean < self.best[0]:
+            return False
+        self.best = (mean, self.step)
+        return True
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, improved: bool) -> None:
+        self.watchdog.tell(self.step, SAVING)
         reading = gather_object([{"batches": self.batches.state_dict(), "ledger": self.ledger.state_dict()}])
-        if self.accelerator.is_main_process:
+
+        def snapshot(copy: Callable[[Any], Any]) -> Snapshot:
             scaler = self.accelerator.scaler
             trainer = {
                 "step": self.step,
+                "world": self.world,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "reading": reading,
+                "guard": self.guard.state_dict(),
+                "best": self.best,
+                "annotations": self.hashes,
             }
-            text = self.assembly.loaded.to_yaml()
             weights = self.model.trainable_state()
-            save_checkpoint(self.output, self.step, weights, trainer, text, keep=self.config.keep_checkpoints)
+            return Snapshot(self.step, copy(weights), copy(trainer), self.assembly.loaded.to_yaml(), improved)
+
+        if self.main:
+            self.writer.save(snapshot)
         self.accelerator.wait_for_everyone()
+        self.meter.restart()

@@ -1,0 +1,107 @@
+"""A rank that stands still is named, with its stack, and ends, so that torchrun can bring the group back."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+logger = logging.getLogger("chatbridge")
+
+EXIT_STATUS = 1
+
+
+class Watchdog:
+    """Watches how long ago the loop last told of its progress, here and on the other ranks.
+
+    When this rank has stood still for `seconds`, the stacks of its threads are in ``hang_rank<r>.txt`` and the ranks
+    that are furthest behind are named (the others only wait for them); then the process ends. The stacks are written
+    by the interpreter's own timer, which works even where a library holds the interpreter's lock.
+
+    Args:
+        folder: the run folder. rank, world: this process among all. seconds: 0 does nothing.
+    """
+
+    def __init__(self, folder: Path, rank: int, world: int, seconds: float):
+        self.file = folder / f"hang_rank{rank}.txt"
+        self.rank, self.world, self.seconds = rank, world, seconds
+        self._place = (0, "start")
+        self._beat = time.monotonic()
+        self._closed = threading.Event()
+        self._store = None
+
+    def __enter__(self) -> Watchdog:
+        if not self.seconds:
+            return self
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._out = self.file.open("w", encoding="utf-8")
+        if self.world > 1:
+            # The store through which the ranks found each other; it answers while a collective is stuck.
+            self._store = dist.PrefixStore("chatbridge_watchdog", dist.distributed_c10d._get_default_store())
+        self.tell(0, "start")
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.seconds:
+            return
+        self._closed.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self._out.close()
+        if self.file.stat().st_size == 0:
+            self.file.unlink()
+
+    def tell(self, step: int, doing: str) -> None:
+        """Called by the loop whenever it begins something."""
+        self._place, self._beat = (step, doing), time.monotonic()
+        if self.seconds:
+            faulthandler.dump_traceback_later(self.seconds, file=self._out, exit=False)
+
+    def _watch(self) -> None:
+        pause = min(self.seconds / 8, 10.0)
+        while not self._closed.wait(pause):
+            self._publish()
+            still = time.monotonic() - self._beat
+            if still > self.seconds + pause:  # the stacks are written by now
+                self._report(still)
+                os._exit(EXIT_STATUS)
+
+    def _publish(self) -> None:
+        if self._store is not None:
+            try:
+                self._store.set(str(self.rank), json.dumps(self._place))
+            except RuntimeError:  # the rank that holds the store is gone: torchrun ends this one, too
+                self._store = None
+
+    def _report(self, still: float) -> None:
+        step, doing = self._place
+        places = self._places()
+        behind = [rank for rank, place in places.items() if place[0] == min(p[0] for p in places.values())]
+        waiting = {place[1] for place in places.values()}
+        if len(behind) == len(places) and len(waiting) > 1:
+            # All at the same step: those that compute wait for those that do something else.
+            behind = [rank for rank, place in places.items() if place[1] != COMPUTING]
+        names = ", ".join(f"rank {r} ({places[r][1]}, step {places[r][0]})" for r in behind)
+        logger.error(
+            "rank %d has stood still for %.0f s (%s, step %d); furthest behind: %s; stacks in %s",
+            self.rank, still, doing, step, names, self.file,
+        )  # fmt: skip
+
+    def _places(self) -> dict[int, tuple[int, str]]:
+        places = {self.rank: self._place}
+        for rank in range(self.world):
+            if rank != self.rank and self._store is not None and self._store.check([str(rank)]):
+                places[rank] = tuple(json.loads(self._store.get(str(rank))))
+        return places
+
+
+COMPUTING, READING, SAVING, VALIDATING = "computing", "reading", "saving", "validating"
+"""What a loop may be doing; in `COMPUTING`, ranks wait for each other."""
