@@ -16,9 +16,20 @@ MAY_IMPORT = {
     "weights": {"common"},
     "models": {"common", "weights"},
     "evaluation": {"common"},
+    "report": {"common"},
     "datasets": {"common", "processors", "conversation"},
     "tasks": {"common", "processors", "conversation", "weights", "models", "datasets", "evaluation"},
-    "runners": {"common", "processors", "conversation", "weights", "models", "datasets", "evaluation", "tasks"},
+    "runners": {
+        "common",
+        "processors",
+        "conversation",
+        "weights",
+        "models",
+        "datasets",
+        "evaluation",
+        "report",
+        "tasks",
+    },
     "planning": {
         "common",
         "processors",
@@ -43,6 +54,9 @@ MAY_IMPORT = {
     },
 }
 
+LAZY = {"models/__init__.py": {"inference"}}
+"""The one look upwards: names that LAVIS users expect there, imported when they are asked for (docs/chat.md)."""
+
 
 def rooms_imported(file: Path) -> set[str]:
     """Rooms of the package that a file imports anywhere in it."""
@@ -66,7 +80,8 @@ def rooms_imported(file: Path) -> set[str]:
 def test_room_imports_downwards_only(room):
     assert room in MAY_IMPORT, f"a new room, {room}: say above what it may import"
     for file in sorted((PACKAGE / room).rglob("*.py")):
-        wrong = rooms_imported(file) - MAY_IMPORT[room] - {room}
+        lazy = LAZY.get(file.relative_to(PACKAGE).as_posix(), set())
+        wrong = rooms_imported(file) - MAY_IMPORT[room] - {room} - lazy
         assert not wrong, f"{file} imports from {sorted(wrong)}"
 
 

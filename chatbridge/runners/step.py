@@ -25,6 +25,7 @@ class StepResult:
 
     Attributes:
         loss: mean over the step's supervised tokens. losses: the same, dataset by dataset.
+        drawn: how many of the samples are from which dataset.
         tokens, samples: of all processes.
         grad_norm: of all gradients, before clipping. grad_norms: component by component, when asked for.
         stop: some process was asked to stop.
@@ -36,6 +37,7 @@ class StepResult:
 
     loss: float
     losses: dict[str, float]
+    drawn: dict[str, int]
     tokens: int
     samples: int
     grad_norm: float
@@ -102,10 +104,11 @@ class OptimiserStep:
                 self.accelerator.scaler.unscale_(optimizer.optimizer)
         norm = self._norm(self.parameters)
         losses, samples_of = self._losses(micro, outputs)
-        total = sum(loss for loss, _ in losses.values())
+        total = sum(loss for loss, _, _ in losses.values())
         result = StepResult(
             loss=total / max(tokens, 1),
-            losses={name: loss / count for name, (loss, count) in losses.items() if count},
+            losses={name: loss / count for name, (loss, count, _) in losses.items() if count},
+            drawn={name: int(drawn) for name, (_, _, drawn) in losses.items() if drawn},
             tokens=tokens,
             samples=samples,
             grad_norm=float(norm),
@@ -159,14 +162,13 @@ class OptimiserStep:
 
     def _losses(
         self, micro: list[MultimodalBatch], outputs: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[dict[str, tuple[float, float]], list[list[float]]]:
-        """Dataset -> (summed loss, tokens) over all processes, and this process' losses sample by sample."""
+    ) -> tuple[dict[str, list[float]], list[list[float]]]:
+        """Dataset -> (summed loss, tokens, samples) over all processes, and this process' losses sample by sample."""
         flat = torch.cat(
             [torch.cat([total[None], losses, counts.to(losses)]).double() for total, losses, counts in outputs]
         )
         values = flat.tolist()  # one wait for the device
-        sums = dict.fromkeys(self.datasets, 0.0)
-        counts = dict.fromkeys(self.datasets, 0.0)
+        sums = {name: [0.0, 0.0, 0.0] for name in self.datasets}
         samples_of, at = [], 0
         for batch, (_, losses, _) in zip(micro, outputs, strict=True):
             size = len(losses)
@@ -174,15 +176,13 @@ class OptimiserStep:
             at += 1 + 2 * size
             samples_of.append(means)
             if len(set(batch.sources)) == 1:  # exact, not summed up again from means
-                sums[batch.sources[0]] += whole
-                counts[batch.sources[0]] += sum(tokens)
-                continue
-            for name, mean, count in zip(batch.sources, means, tokens, strict=True):
-                sums[name] += mean * count
-                counts[name] += count
-        joined = self._sum([*sums.values(), *counts.values()])
-        half = len(sums)
-        return dict(zip(sums, zip(joined[:half], joined[half:], strict=True), strict=True)), samples_of
+                parts = [(batch.sources[0], whole, sum(tokens), size)]
+            else:
+                parts = [(n, m * t, t, 1) for n, m, t in zip(batch.sources, means, tokens, strict=True)]
+            for name, *amounts in parts:
+                sums[name] = [a + b for a, b in zip(sums[name], amounts, strict=True)]
+        joined = iter(self._sum([value for row in sums.values() for value in row]))
+        return {name: [next(joined) for _ in row] for name, row in sums.items()}, samples_of
 
     def _update(self, result: StepResult, norm: Tensor) -> None:
         """Move the weights, unless loss or gradient is not finite; say which in `result`."""

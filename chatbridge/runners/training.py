@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from chatbridge.common.batch import MIXED, MultimodalBatch
+from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.checkpoint import Retention, remove_partial
 from chatbridge.common.ledger import Ledger
 from chatbridge.common.logging import EventLog, MetricsLog
@@ -51,7 +52,7 @@ class TrainingRunner:
         assembly: builds model, data and task, by name, from the whole configuration.
 
     Attributes:
-        step: steps taken so far. best: the lowest validation loss and its step.
+        step: steps taken so far. drawn: samples read so far, by dataset. best: the lowest validation loss and its step.
     """
 
     def __init__(self, config: TrainingConfig, assembly: Assembly):
@@ -82,6 +83,7 @@ class TrainingRunner:
         )
         self.step = 0
         self.best: tuple[float, int] | None = None
+        self.drawn: Counter[str] = Counter()
         self.last_step = min(config.total_steps, config.stop_at or config.total_steps)
         # Every rank accounts for what it read itself.
         name = "ledger.jsonl" if self.rank == 0 else f"ledger_rank{self.rank}.jsonl"
@@ -98,7 +100,12 @@ class TrainingRunner:
             resumed = self._resume()
             with contextlib.ExitStack() as stack:
                 self._open(stack, resumed)
-                self._loop()
+                try:
+                    self._loop()
+                except Exception as error:
+                    self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
+                    self._write_report()
+                    raise
 
     def _build(self) -> None:
         config = self.config
@@ -149,6 +156,7 @@ class TrainingRunner:
         self.guard.load_state_dict(resumed.trainer.get("guard", {}))
         best = resumed.trainer.get("best")
         self.best = (best[0], best[1]) if best else None
+        self.drawn.update(resumed.trainer.get("drawn", {}))
         self.step = resumed.trainer["step"]
         return resumed
 
@@ -213,8 +221,8 @@ class TrainingRunner:
         if self.report is not None:
             try:
                 self.report.write()
-            except OSError as error:  # a page is not worth a run
-                logger.warning("report.html could not be written: %s", error)
+            except Exception as error:  # a page is not worth a run
+                logger.warning("report.html could not be written: %s: %s", type(error).__name__, error)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -230,14 +238,13 @@ class TrainingRunner:
         for batch in micro:
             self.ledger.add_batch(batch.sources, batch.ledger)
         rate = self.schedule(self.span, self.step)
-        # Equal on all ranks, also where one of them happens to have samples of a single dataset.
-        mixed = self.assembly.config.mixture.mode == MIXED
-        label = MIXED if mixed else "+".join(dict.fromkeys(b.dataset for b in micro))
+        label = "+".join(dict.fromkeys(b.dataset for b in micro))  # equal on all ranks, as `_count_operations` needs
         if self.meter.counts(label):
             self._count_operations(label, micro[0])
         seed_step(config.seed, self.step, self.rank)
         result = self.optimiser_step(micro, rate, stop=bool(self.signal.asked), detail=logged)
         self.step += 1
+        self.drawn.update(result.drawn)
         self.meter.add(label, result.tokens, result.samples, waited)
         bar.update()
         if result.problem:
@@ -271,7 +278,7 @@ class TrainingRunner:
             "ids": result.checksum,
             "replaced": self.ledger.replaced.total() + self.ledger.lost.total(),
             "skipped": self.guard.skipped,
-            "drawn": dict(self.ledger.seen),
+            "drawn": dict(self.drawn),
         }
         if self.accelerator.scaler is not None:
             values["loss_scale"] = self.accelerator.scaler.get_scale()
@@ -280,8 +287,7 @@ class TrainingRunner:
 
     def _validate(self) -> bool:
         """Log the losses on held-out data; whether their mean is the lowest so far."""
-        self.watchdog.tell(self.step, VALIDATING)
-        losses = self.validator.losses()
+        losses = self.validator.losses(lambda: self.watchdog.tell(self.step, VALIDATING))
         for name, loss in losses.items():
             self.log.write(self.step, {"loss": loss, "dataset": name}, prefix="validation")
         self.wrapped.train()
@@ -308,6 +314,7 @@ class TrainingRunner:
                 "reading": reading,
                 "guard": self.guard.state_dict(),
                 "best": self.best,
+                "drawn": dict(self.drawn),
                 "annotations": self.hashes,
             }
             weights = self.model.trainable_state()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,14 +23,20 @@ class Validator:
         self.assembly, self.model, self.accelerator, self.batches = assembly, model, accelerator, batches
 
     @torch.no_grad()
-    def losses(self) -> dict[str, float]:
-        """Validation set -> mean loss per supervised token. Leaves the model in eval mode."""
+    def losses(self, tell: Callable[[], None]) -> dict[str, float]:
+        """Validation set -> mean loss per supervised token. Leaves the model in eval mode.
+
+        Args:
+            tell: called before every batch: there is progress.
+        """
         self.model.eval()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = {}
         for name, loader in self.assembly.validation_loaders(rank, world, self.batches):
             sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+            tell()
             for batch, counts in loader:
+                tell()
                 with self.accelerator.autocast():
                     output = self.model(batch.to(self.accelerator.device))
                 if counts:

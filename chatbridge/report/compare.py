@@ -1,0 +1,225 @@
+"""Runs side by side: curves over each other, final figures, and the keys in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from chatbridge.report.chart import COLOURS, Chart, Line, Scale, draw
+from chatbridge.report.figures import Figures
+from chatbridge.report.markup import Html, data, join, table, tag
+from chatbridge.report.run import Run
+from chatbridge.report.series import RECENT, Series
+from chatbridge.report.style import page
+from chatbridge.report.values import clock, figure, percent
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of every run.
+
+    Attributes:
+        values: as they are; told: as people read them.
+        best: what is told of the best of them, "" where there is no telling.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    told: tuple[str, ...]
+    best: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key in which runs differ: each run's value as JSON, or `ABSENT`."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart. Raises ValueError for a run that is named twice."""
+    parts = [folder.resolve().parts for folder in folders]
+    again = [str(folder) for folder, n in zip(folders, map(Counter(parts).get, parts), strict=True) if n > 1]
+    if again:
+        raise ValueError(f"{again[0]}: named twice; name every run once")
+    return ["/".join(own[-_needed(own, parts) :]) for own in parts]
+
+
+def _needed(own: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> int:
+    """How many parts from the end no other path shares."""
+    return next(n for n in range(1, len(own) + 1) if sum(p[-n:] == own[-n:] for p in parts) == 1)
+
+
+def rows_of(figures: Sequence[Figures]) -> list[Row]:
+    """The table of final figures; what no run logs is left out."""
+
+    def row(name: str, values: Sequence[Any], tell: Callable[[Any], str], better: Callable | None = None) -> Row:
+        known = [v for v in values if isinstance(v, (int, float)) and v == v]
+        differ = better is not None and len({tell(v) for v in known}) > 1
+        told = tuple(ABSENT if v is None else tell(v) for v in values)
+        return Row(name, tuple(values), told, tell(better(known)) if differ else "")
+
+    losses = dict.fromkeys(name for f in figures for name in f.losses)
+    held = dict.fromkeys(name for f in figures for name in f.validation)
+    rows = [
+        row("state", [f.state for f in figures], str),
+        row("step", [f.step for f in figures], figure),
+        row("of steps", [f.total_steps for f in figures], figure),
+        row(f"loss, mean of last {RECENT}", [f.recent_loss for f in figures], figure, min),
+        *(row(f"loss {n}", [f.losses.get(n) for f in figures], figure, min) for n in losses),
+    ]
+    for name in held:
+        found = [f.validation.get(name) for f in figures]
+        rows.append(row(f"validation {name}", [v and v.last for v in found], figure, min))
+        rows.append(row(f"lowest validation {name}", [v and v.lowest for v in found], figure, min))
+        rows.append(row(f"  at step, {name}", [v and v.at for v in found], figure))
+    rows += [
+        row("gradient norm", [f.grad_norm for f in figures], figure),
+        row("samples/s", [f.samples_per_second for f in figures], figure, max),
+        row("supervised tokens/s", [f.tokens_per_second for f in figures], figure, max),
+        row("TFLOP/s per device", [f.tflops for f in figures], figure, max),
+        row("share of peak", [f.peak_share for f in figures], percent, max),
+        row("seconds per step", [f.step_seconds for f in figures], figure, min),
+        row("waiting for data", [f.data_share for f in figures], percent, min),
+        row("memory, GB", [f.memory_gb for f in figures], figure, min),
+        row("replaced samples", [f.replaced for f in figures], figure),
+        row("skipped steps", [f.skipped for f in figures], figure),
+        row("steps not finite", [f.not_finite for f in figures], figure),
+        row("last checkpoint at step", [f.checkpoint for f in figures], figure),
+    ]
+    return [r for r in rows if any(v is not None for v in r.values)]
+
+
+def differences(runs: Sequence[Run]) -> list[Difference]:
+    """Keys of what was run (configuration, versions, git, processes) in which the runs differ."""
+    trees = [_flat(run) for run in runs]
+    keys = sorted({key for tree in trees for key in tree})
+    found = []
+    for key in keys:
+        values = tuple(tree.get(key, ABSENT) for tree in trees)
+        if len(set(values)) > 1:
+            found.append(Difference(key, values))
+    return found
+
+
+def _flat(run: Run) -> dict[str, str]:
+    record = run.record
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = json.dumps(value, ensure_ascii=False, default=str)
+
+    walk("", record.config)
+    walk("versions", record.versions)
+    if record.git is not None:
+        walk("git", {"commit": record.git[0], "dirty": record.git[1]})
+    walk("annotations", record.annotations)
+    for key, value in (("world", record.world), ("device", record.device or None)):
+        if value is not None:
+            walk(key, value)
+    return {key: value for key, value in flat.items() if key and value != "{}"}
+
+
+def render_comparison(runs: Sequence[Run], names: Sequence[str], now: datetime) -> str:
+    """The page of several runs that were refreshed.
+
+    Args:
+        names: one for each, as `names_of` gives them.
+    """
+    figures = [Figures.of(run, now) for run in runs]
+    last = max(1, *(f.step for f in figures))
+
+    def chart(key: str, title: str, pick: Callable[[Run], Series | None], note: str = "", **style: Any) -> Html | None:
+        found = [(i, name, pick(run)) for i, (run, name) in enumerate(zip(runs, names, strict=True))]
+        smooth = style.pop("smooth", True)
+        lines = [Line(name, series, i, smooth) for i, name, series in found if series is not None]
+        return draw(Chart(key, title, lines, note, **style), 0, last)
+
+    datasets = dict.fromkeys(n for run in runs for n in run.datasets)
+    trained = [n for n in datasets if any(n in run.metrics.losses for run in runs)]
+    losses = [
+        chart(f"loss-{i}", f"Training loss: {n}", lambda r, n=n: r.metrics.losses.get(n),
+              "Mean per supervised token.", scale=Scale.CHOICE)
+        for i, n in enumerate(trained)
+    ]  # fmt: skip
+    held = [
+        chart(f"validation-{i}", f"Validation loss: {n}", lambda r, n=n: r.metrics.validation.get(n),
+              "Mean per supervised token.", scale=Scale.CHOICE, smooth=False)
+        for i, n in enumerate(dict.fromkeys(n for run in runs for n in run.metrics.validation))
+    ]  # fmt: skip
+    rest = [
+        chart("lr", "Learning rate", lambda r: r.metrics.train.lr, "Of the optimiser's steps.", scale=Scale.LINEAR,
+              zero=True, smooth=False),
+        chart("grad-norm", "Gradient norm", lambda r: r.metrics.train.grad_norm, "Before clipping."),
+        chart("samples", "Samples per second", lambda r: r.metrics.train.samples_per_second, "All devices.", zero=True),
+        chart("tokens", "Tokens per second", lambda r: r.metrics.train.tokens_per_second,
+              "Supervised tokens, all devices.", zero=True),
+    ]  # fmt: skip
+    sections = [
+        ("Figures", "figures", _figures(figures, names)),
+        ("Training loss", "loss", _grid(losses)),
+        ("Validation loss", "validation", _grid(held)),
+        ("Optimisation and speed", "speed", _grid(rest)),
+        ("What differs", "differences", _differences(runs, names)),
+    ]
+    sections = [(title, key, body) for title, key, body in sections if body]
+    links = [tag("a", title, href=f"#{key}-section") for title, key, _ in sections]
+    parts = [tag("section", tag("h2", title), body, id=f"{key}-section") for title, key, body in sections]
+    return page(
+        f"{len(runs)} runs compared", _header(figures, names),
+        tag("main", tag("nav", *links, aria_label="sections"), *parts),
+        tag("footer", f"Written {clock(now)}."),
+    )  # fmt: skip
+
+
+def _header(figures: Sequence[Figures], names: Sequence[str]) -> Html:
+    items = [
+        tag("li", tag("i", class_=_colour(i)), tag("span", name, class_="name"), " ",
+            tag("span", f.state, class_=f.state), f" at step {f.step:,}")
+        for i, (f, name) in enumerate(zip(figures, names, strict=True))
+    ]  # fmt: skip
+    title = tag("h1", f"{len(figures)} runs compared")
+    return tag("header", tag("p", "ChatBridge training runs", class_="kind"), title, tag("ul", *items, class_="legend"))
+
+
+def _colour(index: int) -> str:
+    return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
+
+
+def _grid(charts: Sequence[Html | None]) -> Html | None:
+    drawn = [chart for chart in charts if chart]
+    return tag("div", *drawn, class_="grid") if drawn else None
+
+
+def _figures(figures: Sequence[Figures], names: Sequence[str]) -> Html:
+    rows = []
+    for row in rows_of(figures):
+        cells = []
+        for value, told in zip(row.values, row.told, strict=True):
+            cell = data(value, told) if isinstance(value, (int, float)) else told
+            cells.append(
+                join([tag("strong", cell), tag("span", " best", class_="hidden")]) if told == row.best else cell
+            )
+        rows.append([row.name.strip(), *cells])
+    note = "Rates and shares are means over all logged steps, seconds per step are medians. The best value is bold."
+    listed = table(["", *names], rows, "Figures of the runs", numeric=range(1, len(names) + 1))
+    return tag("div", tag("p", note, class_="note"), listed, class_="card", id="figures")
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> Html:
+    rows = [[tag("code", d.key), *(tag("code", v) for v in d.values)] for d in differences(runs)]
+    if not rows:
+        return tag("p", "Configuration, versions and data are the same, as far as they were recorded.", class_="none")
+    return tag("div", table(["key", *names], rows, "Keys in which the runs differ"), class_="card", id="differences")

@@ -1,0 +1,57 @@
+"""Writing ``report.html``, cheaply enough to do it while the run goes on."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+
+from chatbridge.report.page import render
+from chatbridge.report.run import Run
+
+NAME = "report.html"
+
+
+class RunReport:
+    """Keeps what it has read of a run's files, so that writing the page again reads only what was added.
+
+    Args:
+        folder: the run folder (``run.output_dir``).
+    """
+
+    def __init__(self, folder: Path):
+        self.run = Run(folder)
+
+    def write(self, now: datetime | None = None) -> Path:
+        """Read on and write the page. Returns its path."""
+        self.run.refresh()
+        file = self.run.folder / NAME
+        write_page(file, render(self.run, now or datetime.now(timezone.utc)))
+        return file
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write FOLDER/report.html from the files that are there; for the runner, every now and then.
+
+    A run that has logged nothing yet gets a page that says so. The process keeps what it has read of the folder.
+
+    Raises:
+        OSError: the page cannot be written, for instance on a full disk; the one before is then left whole.
+    """
+    return _kept(Path(folder).resolve()).write()
+
+
+@lru_cache(maxsize=2)
+def _kept(folder: Path) -> RunReport:
+    return RunReport(folder)
+
+
+def write_page(file: Path, text: str) -> None:
+    """Put a page in its place at once: a browser that reads it meanwhile finds the old one or the new one."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
