@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,10 +22,11 @@ from chatbridge.datasets import (
     AnnotationsConfig,
     BatchStream,
     Collator,
-    Mixture,
     MixtureReader,
     Parts,
+    SampleMixture,
     ShardDataset,
+    StepMixture,
     Stream,
     WebdatasetConfig,
 )
@@ -116,22 +118,31 @@ def folder_set(folder: Path, name: str = "folder", **keys: Any) -> AnnotatedData
 
 
 def stream(
-    datasets: list, steps: int = 60, rank: int = 0, world: int = 1, workers: int = 0, seed: int = 3
-) -> BatchStream:
-    """What `Assembly` builds from a configuration, without one."""
+    datasets: list, steps: int = 60, rank: int = 0, world: int = 1, workers: int = 0, seed: int = 3,
+    mixed: int | None = None,
+) -> BatchStream:  # fmt: skip
+    """What `Assembly` builds from a configuration, without one. `mixed`: samples of a batch of several datasets."""
     streams = []
     for dataset in datasets:
         by_lane = dataset.sequential or dataset.config.batch_tokens is not None
         weight = dataset.config.weight or 1.0
         order = None if by_lane else dataset.order(seed)
         streams.append(Stream(dataset.name, dataset.length, weight, dataset.config.batch_size, order, by_lane))
-    mixture = Mixture(streams, seed, steps)
+    mixture = SampleMixture(streams, seed, steps, mixed) if mixed else StepMixture(streams, seed, steps)
     reader = MixtureReader(datasets, Collator.of(dataset.parts.tokenizer), seed, rank, world, workers)
     return BatchStream(reader, mixture, workers, pin=False)
 
 
 def take(stream: BatchStream, count: int) -> list[MultimodalBatch]:
     return [next(stream) for _ in range(count)]
+
+
+def through_disk(state: Any) -> Any:
+    """As a checkpoint keeps it: tensors and plain values only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def names(batches: list[MultimodalBatch]) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import train
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.common.ledger import Ledger, LedgerEntry, join_counts
 from tests import tiny
-from tests.reading_tools import folder_set, names, shards, stream, take, write_folder, write_shards
+from tests.reading_tools import folder_set, names, shards, stream, take, through_disk, write_folder, write_shards
 
 
 def datasets(root, budget=None):
@@ -32,14 +31,6 @@ def datasets(root, budget=None):
         shards(root / "near", "near", shuffle=6, **keys),
         shards(root / "far", "far", access="sequence", shuffle=5, weight=2.0, **keys),
     ]
-
-
-def through_disk(state):
-    """As a checkpoint keeps it: tensors and plain values only."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("budget", [None, 120])
@@ -109,7 +100,7 @@ def test_another_number_of_workers_is_told_and_goes_on(tmp_path, caplog):
     read = take(one, 12)
     two = stream(datasets(tmp_path), 60)
     with caplog.at_level("WARNING", "chatbridge"):
-        two.load_state_dict([one.state_dict()])
+        two.load_state_dict([one.state_dict()], accept_new_lanes=True)
     assert "'far' was read by 1 x 2 lanes" in caplog.text and "begin a new epoch" in caplog.text
     assert "'near'" not in caplog.text
     alone = names(take(stream(datasets(tmp_path), 60), 60))
@@ -127,7 +118,7 @@ def test_another_number_of_lanes_under_a_budget_loses_nothing(tmp_path):
     first = one(2)
     seen = [i for _, ids in names(take(first, 3)) for i in ids]
     second = one(0)
-    second.load_state_dict(through_disk([first.state_dict()]))
+    second.load_state_dict(through_disk([first.state_dict()]), accept_new_lanes=True)
     while len(set(seen)) < 40:
         seen += next(second).ids
     assert len(seen) <= 52  # one epoch, a few twice

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from chatbridge.datasets.mixture import Mixture, MixtureSampler, Stream
+from chatbridge.datasets.mixture import Mixture, MixtureSampler, SampleMixture, StepMixture, Stream
 
 STREAMS = [Stream("a", 10, 3.0, 4), Stream("b", 7, 1.0, 2)]
 
@@ -16,7 +18,7 @@ def ids(mixture: Mixture, step: int, rank: int = 0, world: int = 1) -> list[tupl
 
 
 def test_every_sample_once_per_epoch_in_a_new_order():
-    mixture = Mixture(STREAMS, seed=1, steps=400)
+    mixture = StepMixture(STREAMS, seed=1, steps=400)
     by_epoch: dict[tuple, list[int]] = {}
     for step in range(400):
         for dataset, index, epoch in ids(mixture, step):
@@ -27,35 +29,134 @@ def test_every_sample_once_per_epoch_in_a_new_order():
 
 
 def test_shares_follow_the_weights():
-    counts = Counter(Mixture(STREAMS, seed=1, steps=4000).choices.tolist())
+    counts = Counter(StepMixture(STREAMS, seed=1, steps=4000).choices.tolist())
     assert counts[0] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 def test_pure_function_of_seed_and_step():
-    long, short = Mixture(STREAMS, seed=5, steps=300), Mixture(STREAMS, seed=5, steps=100)
+    long, short = StepMixture(STREAMS, seed=5, steps=300), StepMixture(STREAMS, seed=5, steps=100)
     backwards = {step: ids(short, step) for step in reversed(range(100))}
     assert all(ids(long, step) == backwards[step] for step in range(100))
-    assert any(ids(Mixture(STREAMS, seed=6, steps=100), s) != backwards[s] for s in range(10))
+    assert any(ids(StepMixture(STREAMS, seed=6, steps=100), s) != backwards[s] for s in range(10))
 
 
 def test_ranks_share_one_dataset_and_split_the_global_batch():
-    mixture = Mixture(STREAMS, seed=2, steps=50)
+    mixture = StepMixture(STREAMS, seed=2, steps=50)
     for step in range(50):
         whole = ids(mixture, step)
         assert whole == ids(mixture, step, 0, 2) + ids(mixture, step, 1, 2)
         assert len({dataset for dataset, _, _ in whole}) == 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "first"),
+    [
+        ("random", ["b1", "b0", "b4", "b6", "a6", "a9", "a0", "a2", "a8", "a5"]),
+        ("round_robin", ["a6", "a9", "a0", "a2", "b1", "b0", "a8", "a5", "a3", "a4"]),
+    ],
+)
+def test_the_order_that_a_seed_means_stays_as_it_is(mode, first):
+    """Another order in a newer version would repeat samples of a run that is resumed in it."""
+    mixture = StepMixture(STREAMS, 5, 20, mode)
+    assert [f"{'ab'[d.dataset]}{d.index}" for step in range(5) for d in mixture.batch(step)][:10] == first
+
+
 def test_sampler_starts_anywhere():
-    mixture = Mixture(STREAMS, seed=3, steps=20)
+    mixture = StepMixture(STREAMS, seed=3, steps=20)
     assert list(MixtureSampler(mixture, 7, 0, 1)) == list(MixtureSampler(mixture, 0, 0, 1))[7:]
     assert len(MixtureSampler(mixture, 7, 0, 1)) == 13
 
 
 def test_round_robin():
-    assert Mixture(STREAMS, 0, 5, mode="round_robin").choices.tolist() == [0, 1, 0, 1, 0]
+    assert StepMixture(STREAMS, 0, 5, mode="round_robin").choices.tolist() == [0, 1, 0, 1, 0]
 
 
+def mixed(seed=1, steps=400, batch_size=6, streams=STREAMS) -> SampleMixture:
+    return SampleMixture(streams, seed, steps, batch_size)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few steps, so that tests see many of them."""
+    monkeypatch.setattr(SampleMixture, "BLOCK", 50)
+
+
+def test_mixed_every_sample_once_per_epoch(small_blocks):
+    mixture = mixed()
+    read = [draw for step in range(400) for draw in ids(mixture, step)]
+    for dataset, size in ((0, 10), (1, 7)):
+        own = [(index, epoch) for number, index, epoch in read if number == dataset]
+        epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
+        assert all(sorted(e) == [(i, number) for i in range(size)] for number, e in enumerate(epochs))
+        assert len(epochs) > 50 and [i for i, _ in epochs[0]] != [i for i, _ in epochs[1]]
+
+
+def test_mixed_samples_are_independent_draws_by_weight():
+    """Shares of the samples, of those that follow a sample of the first dataset, and how batches differ."""
+    mixture = mixed(steps=8000)
+    batches = [[draw[0] for draw in ids(mixture, step)] for step in range(8000)]
+    drawn = [number for batch in batches for number in batch]
+    assert drawn.count(0) / 48_000 == pytest.approx(0.75, abs=0.01)
+    after = [b for a, b in zip(drawn, drawn[1:], strict=False) if a == 0]
+    assert after.count(0) / len(after) == pytest.approx(0.75, abs=0.015)
+    for count in range(7):  # of the first dataset in a batch: binomial
+        chance = math.comb(6, count) * 0.75**count * 0.25 ** (6 - count)
+        assert sum(b.count(0) == count for b in batches) / 8000 == pytest.approx(chance, abs=0.02)
+
+
+def test_mixed_is_a_pure_function_of_seed_and_step(small_blocks):
+    long, short = mixed(5, 300), mixed(5, 100)
+    backwards = {step: ids(short, step) for step in reversed(range(100))}
+    assert all(ids(long, step) == backwards[step] for step in range(100))
+    other = mixed(6, 100)
+    assert any(ids(other, step) != backwards[step] for step in range(10))
+
+
+def test_mixed_order_that_a_seed_means_stays_as_it_is():
+    mixture = mixed(5)
+    first = [f"{'ab'[dataset]}{index}" for step in range(2) for dataset, index, _ in ids(mixture, step)]
+    assert first == ["a6", "b1", "a9", "a0", "b0", "a2", "b4", "a8", "b6", "b2", "b3", "b5"]
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_mixed_ranks_take_slices_of_one_list(small_blocks, world):
+    one, every = mixed(), [mixed() for _ in range(world)]
+    for step in range(50):
+        assert ids(one, step) == [d for rank in range(world) for d in ids(every[rank], step, rank, world)]
+
+
+def test_mixed_counts_before_any_step(small_blocks):
+    counts, mixture = [0, 0], mixed(steps=60)
+    for step in range(61):
+        assert mixed(steps=60).drawn(step) == counts
+        if step < 60:
+            counts = [c + sum(d == i for d, _, _ in ids(mixture, step)) for i, c in enumerate(counts)]
+
+
+def test_mixed_knows_the_middle_of_a_long_run_without_drawing_its_beginning(monkeypatch):
+    blocks = []
+    inner = SampleMixture._block
+    monkeypatch.setattr(SampleMixture, "_block", lambda self, block: blocks.append(block) or inner(self, block))
+    mixture = mixed(steps=200_000, batch_size=256)
+    assert sum(mixture.drawn(150_001)) == 150_001 * 256
+    assert len(mixture.plan(150_001).indices) == 256 and set(blocks) == {150_001 // 256}
+    assert sum(array.nbytes for array in vars(mixture).values() if isinstance(array, np.ndarray)) < 100_000
+
+
+def test_mixed_never_draws_what_has_no_weight(small_blocks):
+    streams = [Stream("a", 10, 0.1, 1), Stream("b", 7, 0.2, 1), Stream("none", 5, 0.0, 1)]
+    mixture = mixed(streams=streams)
+    assert {d for step in range(400) for d, _, _ in ids(mixture, step)} == {0, 1}
+
+
+def test_mixed_samples_read_in_sequence_have_no_number():
+    streams = [STREAMS[0], Stream("far", None, 1.0, 1, sequential=True)]
+    mixture = mixed(streams=streams)
+    read = [draw for step in range(20) for draw in ids(mixture, step)]
+    assert {(i, e) for d, i, e in read if d == 1} == {(-1, -1)} and all(i >= 0 for d, i, _ in read if d == 0)
+
+
+@pytest.mark.parametrize("kind", [StepMixture, mixed])
 @pytest.mark.parametrize(
     ("streams", "message"),
     [
@@ -64,6 +165,6 @@ def test_round_robin():
         ([Stream("a", 1, 0.0, 1)], "one at least must be positive"),
     ],
 )
-def test_refuses_what_cannot_be_drawn_from(streams, message):
+def test_refuses_what_cannot_be_drawn_from(kind, streams, message):
     with pytest.raises(ValueError, match=message):
-        Mixture(streams, 0, 1)
+        kind(streams=streams, seed=0, steps=1)

@@ -119,7 +119,7 @@ def test_batches_are_as_planned(tree, tmp_path, case):
     found = plan(tiny.write_yaml(tmp_path, tree), PlanOptions(gpus=1))
     (planned,) = found.datasets
     assembly = Assembly(load_config(tmp_path / "run.yaml"))
-    batches = assembly.batches(assembly.mixture(40, 0, "random"), 0, 1, 0, False)
+    batches = assembly.batches(assembly.mixture(40, 0), 0, 1, 0, False)
     seen = [next(batches) for _ in range(40)]
 
     def mean(values):
@@ -166,6 +166,6 @@ def test_shares_are_the_mixture_s(tree, tmp_path):
     config = load_config(tiny.write_yaml(tmp_path, tree)).config
     assert shares(config.datasets, {"sounds": 4}, "random") == {"images": 0.75, "sounds": 0.25}
     assert shares(config.datasets, {}, "round_robin") == {"images": 0.5, "sounds": 0.5}
-    mixture = Assembly(load_config(tmp_path / "run.yaml")).mixture(4000, 0, "random")
+    mixture = Assembly(load_config(tmp_path / "run.yaml")).mixture(4000, 0)
     drawn = sum(int(c) == 0 for c in mixture.choices) / 4000
     assert shares(config.datasets, {"sounds": 12}, "random")["images"] == pytest.approx(drawn, abs=0.03) == 0.5

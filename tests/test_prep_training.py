@@ -33,7 +33,7 @@ def test_stage_1_on_prepared_corpora(tmp_path):
     rows = [{"file_name": path.name, "caption_1": "a tone", "caption_2": "one tone"} for path in sounds]
     corpora.write_csv(tmp_path / "clotho_captions_development.csv", rows)
     run(clotho, tmp_path, "--out", tmp_path / "data" / "clotho")
-    tree = tiny.make_config(tmp_path, max_steps=4, mixture="round_robin")
+    tree = tiny.make_config(tmp_path, max_steps=4) | {"mixture": {"mode": "round_robin"}}
     folder = tmp_path / "data"
     tree["datasets"] = {
         "cc_sbu": {"builder": "webdataset", "folder": str(folder / "cc_sbu"), "kind": "ti-cap", "batch_size": 2},
@@ -51,7 +51,7 @@ def test_stage_2_on_the_mixture(tmp_path):
     own_files(tmp_path / "downloads")
     run(multis, tmp_path / "downloads", "--out", tmp_path / "data")
     made = yaml.safe_load((tmp_path / "data" / "mixture.yaml").read_text(encoding="utf-8"))["datasets"]
-    tree = tiny.make_config(tmp_path, "instruction", max_steps=len(made), mixture="round_robin")
+    tree = tiny.make_config(tmp_path, "instruction", max_steps=len(made)) | {"mixture": {"mode": "round_robin"}}
     tree["paths"] = {"data": str(tmp_path / "data")}
     tree["datasets"] = {name: {**keys, "batch_size": 2} for name, keys in made.items()}
     assert trained_on(tmp_path, tree) == set(made)

@@ -402,7 +402,7 @@ def test_unknown_size_needs_a_weight(tmp_path):
 
     assembly = Assembly(load_config(tiny.write_yaml(tmp_path, tree)))
     with pytest.raises(ValueError, match="datasets.far: .*give it a weight, or an index"):
-        assembly.mixture(2, 0, "random")
+        assembly.mixture(2, 0)
 
 
 def test_the_scanner_agrees_with_tarfile_on_names_and_places(tmp_path):

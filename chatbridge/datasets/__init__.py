@@ -4,7 +4,16 @@ from chatbridge.datasets.annotations import AnnotationFile, Record
 from chatbridge.datasets.builder import AnnotatedDataset, AnnotationsConfig, DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.mixture import Draw, Mixture, MixtureSampler, Plan, Stream
+from chatbridge.datasets.mixture import (
+    Draw,
+    MixedPlan,
+    Mixture,
+    MixtureSampler,
+    Plan,
+    SampleMixture,
+    StepMixture,
+    Stream,
+)
 from chatbridge.datasets.reading import BatchStream, MixtureReader
 from chatbridge.datasets.sharded import ShardDataset, WebdatasetConfig
 
@@ -17,13 +26,16 @@ __all__ = [
     "DatasetConfig",
     "Draw",
     "Example",
+    "MixedPlan",
     "Mixture",
     "MixtureReader",
     "MixtureSampler",
     "Parts",
     "Plan",
     "Record",
+    "SampleMixture",
     "ShardDataset",
+    "StepMixture",
     "Stream",
     "TaskDataset",
     "TaskKind",

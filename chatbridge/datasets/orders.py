@@ -14,6 +14,15 @@ def name_number(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
+def equals_before(values: np.ndarray) -> np.ndarray:
+    """How many earlier elements equal each one: [3, 5, 3] -> [0, 0, 1]."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    counts = np.empty(len(values), np.int64)
+    counts[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return counts
+
+
 class Order(Protocol):
     """The order in which a dataset's samples come, epoch after epoch."""
 
@@ -83,11 +92,7 @@ class Blend:
         if self._cached is None or self._cached[0] != block:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, 4, name_number(self.name), block]))
             which = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-            ranks = np.empty_like(which)
-            for number in range(len(self.counts)):
-                own = np.flatnonzero(which == number)
-                ranks[own] = np.arange(len(own))
-            self._cached = (block, which, ranks)
+            self._cached = (block, which, equals_before(which))
         return self._cached[1], self._cached[2]
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from chatbridge.common.batch import MultimodalBatch
+from chatbridge.common.batch import MIXED, MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
 from chatbridge.datasets.builder import TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.lanes import Lane, open_lane, regroup
-from chatbridge.datasets.mixture import Mixture, MixtureSampler, Plan
+from chatbridge.datasets.mixture import MixedPlan, Mixture, MixtureSampler, Plan
 from chatbridge.datasets.packing import TokenBudget
 
 logger = logging.getLogger("chatbridge")
@@ -27,6 +28,21 @@ class Failure:
 
     error: ValueError
     trace: str
+
+
+def check_shapes(datasets: Iterable[TaskDataset]) -> None:
+    """Raise ValueError for datasets whose samples share batches, but whose media of a modality differ in shape."""
+    first: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for dataset in datasets:
+        for modality in sorted({m for kind in dataset.kinds for m in kind.modalities}):
+            shape = tuple(dataset.processors[modality].shape)
+            other, expected = first.setdefault(modality, (dataset.name, shape))
+            if shape != expected:
+                raise ValueError(
+                    f"mixture.mode: mixed puts samples of '{other}' and '{dataset.name}' into one batch, but their "
+                    f"'{modality}' has the shapes {expected} and {shape}; give both the same processor settings "
+                    f"(datasets.{dataset.name}.processors.{modality}), or take mixture.mode: random"
+                )
 
 
 class MixtureReader:
@@ -44,6 +60,7 @@ class MixtureReader:
         self, datasets: Sequence[TaskDataset], collator: Collator, seed: int, rank: int, world: int, workers: int
     ):
         self.datasets = list(datasets)
+        self.collator = collator
         self.collators = [replace(collator, pack=dataset.config.pack) for dataset in self.datasets]
         self.seed, self.rank, self.world = seed, rank, world
         self.lanes_per_rank = max(1, workers)
@@ -59,18 +76,36 @@ class MixtureReader:
                 )
             dataset.max_positions = config.pack or share
 
-    def __getitems__(self, plan: Plan) -> MultimodalBatch | Failure:
-        dataset = self.datasets[plan.dataset]
+    def __getitems__(self, plan: Plan | MixedPlan) -> MultimodalBatch | Failure:
         try:
-            if plan.indices:
-                read = [dataset.example(i, e) for i, e in zip(plan.indices, plan.epochs, strict=True)]
-                return self._collate(plan, read)
-            number = plan.step % self.lanes_per_rank
-            lane = self._lane(plan.dataset, number)
-            batch = self._collate(plan, self._take(dataset, lane))
-            return replace(batch, cursor={"lane": number, "state": lane.state_dict()})
+            return self._mixed(plan) if isinstance(plan, MixedPlan) else self._of_one_dataset(plan)
         except ValueError as error:
             return Failure(error, traceback.format_exc())
+
+    def _of_one_dataset(self, plan: Plan) -> MultimodalBatch:
+        dataset, collator = self.datasets[plan.dataset], self.collators[plan.dataset]
+        if plan.indices:
+            read = [dataset.example(draw.index, draw.epoch) for draw in plan.draws]
+            return _collate(collator, read, dataset.name)
+        number = plan.step % self.lanes_per_rank
+        lane = self._lane(plan.dataset, number)
+        batch = _collate(collator, self._take(dataset, lane), dataset.name)
+        return replace(batch, cursor={dataset.name: {number: lane.state_dict()}})
+
+    def _mixed(self, plan: MixedPlan) -> MultimodalBatch:
+        number, read, lanes = plan.step % self.lanes_per_rank, [], {}
+        for draw in plan.draws:
+            dataset = self.datasets[draw.dataset]
+            if draw.index >= 0:
+                read.append(dataset.example(draw.index, draw.epoch))
+                continue
+            lane = lanes[dataset.name] = self._lane(draw.dataset, number)
+            read.append(lane.peek())
+            lane.pop()
+        batch = _collate(self.collator, read, [self.datasets[dataset].name for dataset in plan.datasets])
+        cursor = {name: {number: lane.state_dict()} for name, lane in lanes.items()}
+        # Even where this rank's part is of one dataset by chance: ranks must agree on what kind of step it is.
+        return replace(batch, dataset=MIXED, cursor=cursor)
 
     def _lane(self, dataset: int, number: int) -> Lane:
         if (dataset, number) not in self._lanes:
@@ -92,9 +127,12 @@ class MixtureReader:
             read.append(item)
         return read
 
-    def _collate(self, plan: Plan, read: Sequence[tuple[Example, list[LedgerEntry]]]) -> MultimodalBatch:
-        batch = self.collators[plan.dataset]([example for example, _ in read], self.datasets[plan.dataset].name)
-        return replace(batch, ledger=[entry for _, entries in read for entry in entries])
+
+def _collate(
+    collator: Collator, read: Sequence[tuple[Example, list[LedgerEntry]]], sources: str | Sequence[str]
+) -> MultimodalBatch:
+    batch = collator([example for example, _ in read], sources)
+    return replace(batch, ledger=[entry for _, entries in read for entry in entries])
 
 
 class BatchStream(Iterator[MultimodalBatch]):
@@ -121,8 +159,8 @@ class BatchStream(Iterator[MultimodalBatch]):
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
         self.step += 1
-        if batch.cursor:
-            self._positions.setdefault(batch.dataset, {})[batch.cursor["lane"]] = batch.cursor["state"]
+        for name, lanes in batch.cursor.items():
+            self._positions.setdefault(name, {}).update(lanes)
         return batch
 
     def _loader(self) -> DataLoader:
@@ -134,10 +172,11 @@ class BatchStream(Iterator[MultimodalBatch]):
             num_workers=self.workers,
             collate_fn=_as_it_is,
             pin_memory=self.pin,
+            worker_init_fn=_leave_signals_to_parent,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: the mixture's cursor (batches so far, of each dataset, too), and every lane's position."""
+        """Plain values: the mixture's cursor (`Mixture.drawn` of each dataset, too), and every lane's position."""
         names = [dataset.name for dataset in self.reader.datasets]
         return {
             "step": self.step,
@@ -148,11 +187,17 @@ class BatchStream(Iterator[MultimodalBatch]):
             "lanes": {name: dict(lanes) for name, lanes in self._positions.items()},
         }
 
-    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Any]], accept_new_lanes: bool = False) -> None:
         """Go on where the ranks' states say; one state for each of the ranks that were.
 
-        With as many ranks and workers as before, what follows is what would have followed. With others, datasets
-        read by number and step still go on exactly; for lanes see `lanes.regroup`, and a warning is logged.
+        Datasets read by number and step go on exactly, whatever the number of ranks and workers. Lanes do with as
+        many of both as before.
+
+        Args:
+            accept_new_lanes: with other numbers, too, go on with a warning: see `lanes.regroup`.
+
+        Raises:
+            ValueError: datasets that were read by other lanes, unless accepted; batches that were read already.
         """
         if self._batches is not None:
             raise ValueError("the position must be set before the first batch is read")
@@ -165,25 +210,45 @@ class BatchStream(Iterator[MultimodalBatch]):
                     "dataset '%s' had %s samples when the checkpoint was written and has %s now: "
                     "what follows is not what would have followed", dataset.name, before, dataset.length,
                 )  # fmt: skip
-        workers = mine["workers"]
-        if len(states) == self.reader.world and workers == self.reader.lanes_per_rank:
+        if len(states) == self.reader.world and mine["workers"] == self.reader.lanes_per_rank:
             self._positions = {name: dict(lanes) for name, lanes in mine["lanes"].items()}
-            return
+        else:
+            self._regroup(states, mine["workers"], accept_new_lanes)
+
+    def _regroup(self, states: Sequence[dict[str, Any]], workers: int, accept: bool) -> None:
+        """Positions for other lanes than the states', or an error that names the datasets, the change and the way."""
+        world, lanes = self.reader.world, self.reader.lanes_per_rank
+        change = f"{len(states)} x {workers} lanes (processes x workers), now by {world} x {lanes}"
+        refused = []
         for dataset in self.reader.datasets:
             old = {
                 rank * workers + lane: position
                 for rank, state in enumerate(states)
                 for lane, position in state["lanes"].get(dataset.name, {}).items()
             }
-            if old:
-                logger.warning(
-                    "dataset '%s' was read by %d x %d lanes (processes x workers), now by %d x %d: %s", dataset.name,
-                    len(states), workers, self.reader.world, self.reader.lanes_per_rank,
-                    "its shards begin a new epoch" if dataset.sequential else "a few samples are read again",
-                )  # fmt: skip
-                fresh = regroup(dataset, old, len(states) * workers)
-                self._positions[dataset.name] = dict.fromkeys(range(self.reader.lanes_per_rank), fresh)
+            if not old:
+                continue
+            told = f"dataset '{dataset.name}' was read by {change}"
+            if not accept:
+                refused.append(told)
+                continue
+            loss = "its shards begin a new epoch" if dataset.sequential else "a few samples are read again"
+            logger.warning("%s: %s", told, loss)
+            self._positions[dataset.name] = dict.fromkeys(range(lanes), regroup(dataset, old, len(states) * workers))
+        if refused:
+            keys = ["world"] * (len(states) != world) + ["run.num_workers"] * (workers != lanes)
+            raise ValueError(
+                "\n".join(refused) + f"\ndata read in sequence or by batch_tokens can only go on with as many lanes: "
+                f"take {len(states)} processes and run.num_workers: {workers}, or accept that samples are lost or read "
+                f"twice (run.accept_changes: [{', '.join(keys)}])"
+            )
 
 
 def _as_it_is(batch: MultimodalBatch | Failure) -> MultimodalBatch | Failure:
     return batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A signal to the whole process group asks the training process for a checkpoint; it still needs its batches."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
