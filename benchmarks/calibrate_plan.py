@@ -31,6 +31,7 @@ from torch import nn
 from chatbridge import register_all
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
 from chatbridge.common.config import load_config
+from chatbridge.common.devices import DEVICES, Device, device, device_of
 from chatbridge.common.optim import build_optimizers
 from chatbridge.models import (
     BeatsConfig,
@@ -42,15 +43,15 @@ from chatbridge.models import (
     EvaVitConfig,
     PerceiverConfig,
 )
-from chatbridge.planning.devices import DEVICES, Device, device
 from chatbridge.planning.flops import batch_work
 from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
 from chatbridge.planning.inventory import inventory, meta_model
 from chatbridge.planning.measure import LiveBytes, as_fake, fake_loss
-from chatbridge.planning.memory import Sharding, resident, step_memory
+from chatbridge.planning.memory import resident, step_memory
 from chatbridge.planning.plan import plan, planned_precision
 from chatbridge.planning.report import table
 from chatbridge.planning.result import PlanOptions
+from chatbridge.planning.sharding import Sharding
 from chatbridge.planning.throughput import seconds
 
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.25
@@ -282,12 +283,11 @@ def _device(args: argparse.Namespace, where: str) -> Device:
     if where == "cpu":
         peak = args.tflops or _cpu_tflops()
         return Device("cpu", peak, peak, 0.0, args.utilisation or 0.5)
-    told = torch.cuda.get_device_name().lower()
-    names = {"h200": "h200", "h100": "h100", "a100": "a100-80gb"}
-    name = args.device or next((names[key] for key in names if key in told), None)
-    if name is None:
+    told = torch.cuda.get_device_name()
+    known = device_of(told)
+    if args.device is None and known is None:
         raise ValueError(f"'{told}' is in no table: name its nearest with --device, and its peak with --tflops")
-    return device(name, args.tflops, utilisation=args.utilisation)
+    return device(args.device or known.name, args.tflops, utilisation=args.utilisation)
 
 
 def _cpu_tflops() -> float:

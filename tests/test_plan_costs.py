@@ -29,7 +29,8 @@ from chatbridge.planning.flops import batch_work
 from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
 from chatbridge.planning.inventory import inventory, meta_model
 from chatbridge.planning.measure import LiveBytes, SavedBytes, as_fake, fake_loss
-from chatbridge.planning.memory import Sharding, resident, step_memory
+from chatbridge.planning.memory import resident, step_memory
+from chatbridge.planning.sharding import Sharding
 from chatbridge.weights import DTYPES
 from tests import tiny
 
@@ -55,6 +56,10 @@ CASES = {
     "shared": {"share": True},
     "grouped heads": {"kv": 2},
     "amp, large vocabulary": {"dtype": "bfloat16", "amp": True, "vocabulary": 20_000},
+    "every branch": {"every": True},
+    "amp, every branch": {"dtype": "bfloat16", "amp": True, "every": True, "modality": "audio"},
+    "shared, every branch": {"share": True, "every": True},
+    "frozen perceivers, every branch": {"freeze": True, "every": True},
 }
 
 
@@ -103,10 +108,12 @@ def build(case):
     """(model, its geometry, batch, shape, context to compute in)."""
     settings = dict(CASES[case])
     amp, modality, steps = (settings.pop(k, d) for k, d in (("amp", False), ("modality", "image"), ("steps", 1)))
+    every = settings.pop("every", False)
     made = model(**settings)
+    made.every_branch = every
     given, shape = batch(modality, steps)
     context = torch.autocast("cpu", torch.bfloat16) if amp else nullcontext()
-    return made, Geometry(made, "bf16" if amp else None), given, shape, context
+    return made, Geometry(made, "bf16" if amp else None, every), given, shape, context
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -159,6 +166,7 @@ def test_converting_the_language_model_is_found():
 
 
 ALIVE = ["fp32 image", "amp video", "amp checkpointing", "amp over an fp32 model", "amp, large vocabulary"]
+ALIVE += ["amp, every branch"]
 
 
 @pytest.mark.parametrize("case", ALIVE)

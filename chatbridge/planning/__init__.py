@@ -1,6 +1,6 @@
 """A run, planned before it is paid for (``train.py --plan``)."""
 
-from chatbridge.planning.devices import DEVICES, Device
+from chatbridge.common.devices import DEVICES, Device
 from chatbridge.planning.plan import plan
 from chatbridge.planning.result import Plan, PlanOptions
 

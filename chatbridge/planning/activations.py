@@ -74,6 +74,7 @@ def weight_copies(geometry: Geometry, batch: BatchShape) -> tuple[float, float]:
     if geometry.amp is None:
         return 0.0, 0.0
     used = [geometry.model.bridge_of(modality) for modality in batch.media]
+    used += [geometry.model.bridges[sizes.name] for sizes in geometry.absent(batch)]
     learnt = {id(p): p.numel() for bridge in used for p in bridge.parameters() if p.requires_grad and p.dim() > 1}
     banks = {id(bridge.perceiver.query_tokens) for bridge in used}
     own = 2.0 * sum(numbers for key, numbers in learnt.items() if key not in banks)
@@ -89,11 +90,17 @@ def logits_kept(geometry: Geometry, batch: BatchShape) -> float:
     return batch.supervised * (4 * geometry.llm.vocabulary + 8)
 
 
-def saved_for_backward(geometry: Geometry, batch: BatchShape) -> float:
-    """All that autograd keeps between forward and backward, weights excluded."""
-    perceivers = 0.0
+def perceivers_kept(geometry: Geometry, batch: BatchShape) -> float:
+    """What all perceivers keep, those of absent modalities included."""
+    amp = geometry.amp is not None
+    kept = sum(perceiver_activations(sizes, 1, 1, amp) for sizes in geometry.absent(batch))
     for modality, media in batch.media.items():
         tokens = media.steps * geometry.encoder_step(modality, media.step_shape).tokens
-        perceivers += perceiver_activations(geometry.bridge(modality), media.count, tokens, geometry.amp is not None)
-    copies = sum(weight_copies(geometry, batch))
-    return perceivers + language_activations(geometry, batch) + logits_kept(geometry, batch) + copies
+        kept += perceiver_activations(geometry.bridge(modality), media.count, tokens, amp)
+    return kept
+
+
+def saved_for_backward(geometry: Geometry, batch: BatchShape) -> float:
+    """All that autograd keeps between forward and backward, weights excluded."""
+    kept = perceivers_kept(geometry, batch) + language_activations(geometry, batch) + logits_kept(geometry, batch)
+    return kept + sum(weight_copies(geometry, batch))

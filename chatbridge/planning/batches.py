@@ -20,11 +20,11 @@ TRIALS = 64
 
 @dataclass(frozen=True)
 class PlannedDataset:
-    """One dataset of the mixture.
+    """The batches of one dataset of the mixture, or of all of them together.
 
     Attributes:
-        name: of the dataset. kind: its task kinds, as written.
-        share: of the steps that read it. batch_size: samples over all ranks.
+        name: of the dataset, or `MIXED`. kind: its task kinds, as written.
+        share: of the steps that read it (1 for all together). batch_size: samples over all ranks.
         worst: the batch whose longest sample is at the task's limit and all of whose text is supervised.
         expected: what the probe measured; `worst` where there was nothing to probe.
         measured: whether there was.
@@ -76,19 +76,20 @@ def planned_dataset(
     Raises:
         ValueError: a kind, modality or shape that nothing here serves.
     """
-    sizes = _sample_sizes(config, task, geometry, probe, bos)
+    sizes = sample_sizes(config, task, geometry, probe, bos)
     per_rank = max(1, config.batch_size // world)
     budget = None if config.batch_tokens is None else max(1, config.batch_tokens // world)
     counts, rows, length = _expected(sizes, per_rank, budget, config.pack)
-    media = _media(sizes.media, counts, processors, geometry)
+    media = media_batches(sizes.media, counts, processors, geometry)
     expected = BatchShape(counts, length, counts * sizes.labels, media, rows)
     counts, rows, length, supervised = _worst(sizes, per_rank, budget, config.pack)
-    worst = BatchShape(counts, length, supervised, _media(sizes.most, counts, processors, geometry), rows)
+    worst = BatchShape(counts, length, supervised, media_batches(sizes.most, counts, processors, geometry), rows)
     measured = probe is not None and bool(probe.lengths)
     return PlannedDataset(name, config.kind, share, config.batch_size, worst, expected, measured)
 
 
-def _sample_sizes(config: Any, task: Task, geometry: Geometry, probe: Probe | None, bos: int) -> SampleSizes:
+def sample_sizes(config: Any, task: Task, geometry: Geometry, probe: Probe | None, bos: int) -> SampleSizes:
+    """What is known of one dataset's samples. Arguments and errors as for `planned_dataset`."""
     kinds = TaskKind.parse_all(config.kind, geometry.model.queries)
     most = {m: 1.0 for kind in kinds for m in kind.modalities}
     mean = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in most}
@@ -146,18 +147,18 @@ def _worst(
 
 
 def shares(section: Mapping[str, Any], sizes: Mapping[str, int], mixture: str) -> dict[str, float]:
-    """Dataset -> its share of the steps, as the mixture will draw them.
+    """Dataset -> its share of the steps (of the samples, where they are mixed), as the mixture will draw them.
 
     Args:
         section: the ``datasets:`` section. sizes: entries of those whose size is known: a dataset without a weight
-            takes its size in batches, and 1 where the size is not known.
-        mixture: "random" or "round_robin".
+            takes its size in batches (in samples), and 1 where the size is not known.
+        mixture: ``mixture.mode``.
     """
     if mixture == "round_robin":
         return {name: 1.0 / len(section) for name in section}
     weights = {}
     for name, config in section.items():
-        known = max(1, sizes.get(name, 0) // config.batch_size)
+        known = max(1, sizes.get(name, 0) // (1 if mixture == "mixed" else config.batch_size))
         weights[name] = config.weight if config.weight is not None else float(known)
     total = sum(weights.values())
     return {name: weight / total if total else 0.0 for name, weight in weights.items()}
@@ -169,9 +170,14 @@ def expected_maximum(values: Sequence[float], draws: int) -> float:
     return sum(v * (((i + 1) / count) ** draws - (i / count) ** draws) for i, v in enumerate(ordered))
 
 
-def _media(
+def media_batches(
     counts: Mapping[str, float], samples: float, processors: Mapping[str, Any], geometry: Geometry
 ) -> dict[str, MediaBatch]:
+    """Modality -> the media of so many samples with `counts` of each.
+
+    Raises:
+        ValueError: a modality or shape that nothing here serves.
+    """
     media = {}
     for modality, count in counts.items():
         geometry.bridge(modality)

@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
-from chatbridge.planning.devices import DEVICES
-from chatbridge.planning.memory import STRATEGIES
+from chatbridge.common.devices import DEVICES
 from chatbridge.planning.plan import GPUS_ELSEWHERE, plan
 from chatbridge.planning.report import to_json, to_text
 from chatbridge.planning.result import PlanOptions
+from chatbridge.planning.sharding import STRATEGIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-gb", type=float, metavar="X", help="memory, instead of the device's")
     group.add_argument("--utilisation", type=float, metavar="X", help="share of the peak that a step reaches, 0 to 1")
     group.add_argument("--strategy", choices=STRATEGIES, help="default: run.strategy where there is one, else ddp")
+    group.add_argument("--link-gbs", type=float, metavar="X", help="GB/s that a GPU receives from others of its node")
+    group.add_argument("--network-gbs", type=float, metavar="X", help="GB/s that a node receives over the network")
+    group.add_argument("--host-gbs", type=float, metavar="X", help="GB/s that a GPU receives from host memory")
     group.add_argument("--llm", metavar="NAME", help="architecture of a language model whose folder is not there")
     group.add_argument("--samples", type=int, default=usual.samples, metavar="N", help="shown of each dataset")
     group.add_argument("--probe", type=int, default=usual.probe, metavar="N", help="items tried of each dataset")
@@ -45,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
         gpus=args.gpus,
         nodes=args.nodes,
         strategy=args.strategy,
+        link_gbs=args.link_gbs,
+        network_gbs=args.network_gbs,
+        host_gbs=args.host_gbs,
         llm=args.llm,
         samples=args.samples,
         probe=args.probe,

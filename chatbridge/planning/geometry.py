@@ -6,6 +6,7 @@ Shape letters as in `chatbridge.common.batch`; F is the width of a feed-forward 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from chatbridge.common.registry import ENCODERS
 from chatbridge.models.bridge import Bridge
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.models.llm import CausalLM
+from chatbridge.planning.sharding import language_shards
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,37 @@ class Geometry:
     Args:
         model: on any device; only shapes and types are read.
         amp: the mixed precision of the run: "bf16", "fp16", or None.
+        every_branch: whether batches pass through the bridges of absent modalities, too, as they do with more than one
+            process (`ChatBridge.every_branch`).
+
+    Attributes:
+        llm, shards: sizes of the language model, and its groups under fsdp. bridges: sizes by name.
     """
 
-    def __init__(self, model: ChatBridge, amp: str | None):
-        self.model, self.amp = model, amp
+    def __init__(self, model: ChatBridge, amp: str | None, every_branch: bool = False):
+        self.model, self.amp, self.every_branch = model, amp, every_branch
         self.llm = _language_sizes(model.llm)
+        self.shards = language_shards(model.llm, self.llm.checkpointing)
         self.bridges = {name: _bridge_sizes(name, bridge) for name, bridge in model.bridges.items()}
         self._steps: dict[tuple[str, tuple[int, ...]], EncoderStep] = {}
 
     def bridge(self, modality: str) -> BridgeSizes:
         bridge = self.model.bridge_of(modality)
         return next(self.bridges[name] for name, b in self.model.bridges.items() if b is bridge)
+
+    def absent(self, batch: BatchShape) -> list[BridgeSizes]:
+        """Bridges that a batch passes through without media of theirs: one blank token, with weight zero."""
+        if not self.every_branch:
+            return []
+        used = {self.bridge(modality).name for modality in batch.media}
+        return [sizes for name, sizes in self.bridges.items() if name not in used]
+
+    def with_checkpointing(self, wanted: bool) -> Geometry:
+        """The same model with ``model.llm.gradient_checkpointing`` set so."""
+        other = copy(self)
+        other.llm = replace(self.llm, checkpointing=wanted)
+        other.shards = replace(self.shards, checkpointing=wanted)
+        return other
 
     @property
     def language_bytes(self) -> int:

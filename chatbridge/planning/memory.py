@@ -13,54 +13,40 @@ from dataclasses import dataclass
 from chatbridge.planning.activations import (
     language_activations,
     logits_kept,
-    perceiver_activations,
+    perceivers_kept,
     recomputed_layer,
     weight_copies,
 )
 from chatbridge.planning.geometry import BatchShape, BridgeSizes, Geometry
 from chatbridge.planning.inventory import Inventory
-
-STRATEGIES = ("ddp", "fsdp")
+from chatbridge.planning.sharding import Sharding
 
 CONTEXT_BYTES = 1.0e9
 """Assumed, not computed: what the driver, libraries and communication take outside PyTorch's allocator."""
 
 
 @dataclass(frozen=True)
-class Sharding:
-    """How a strategy spreads what is always there over the processes.
+class Resident:
+    """Bytes per GPU that are there throughout.
 
     Attributes:
-        strategy: "ddp" keeps everything on every GPU; "fsdp" keeps 1/world of weights, gradients and optimiser state,
-            and gathers one layer of the language model and the next one at a time.
-        world: processes. accumulate: micro-batches per step.
+        weights, buffers, optimiser: what is kept on the GPU of each.
+        buckets: the reducer's, where there is more than one process.
+        gradients: those outside buckets when a step ends; with more than one process they are views of the buckets by
+            then, but not before the last of the batches that a step accumulates.
+        learnt: what trains, and hence all gradients, and the optimiser's temporary copy.
+        pinned: host memory of a node that is locked for offloaded weights.
+        building: host memory of a node for the one copy of the language model that is cut into pieces.
     """
-
-    strategy: str = "ddp"
-    world: int = 1
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"run.strategy: '{self.strategy}' is not one of {', '.join(STRATEGIES)}")
-        if self.world < 1:
-            raise ValueError(f"at least one GPU is needed, not {self.world}")
-
-    @property
-    def share(self) -> float:
-        """The part of sharded things that one process keeps."""
-        return 1.0 / self.world if self.strategy == "fsdp" else 1.0
-
-
-@dataclass(frozen=True)
-class Resident:
-    """Bytes per GPU that are there throughout (gradients: from the first backward pass of a step on)."""
 
     weights: float
     buffers: float
     optimiser: float
     buckets: float
     gradients: float
+    learnt: float
+    pinned: float = 0.0
+    building: float = 0.0
 
     @property
     def always(self) -> float:
@@ -77,7 +63,9 @@ class StepMemory:
         logits: those in fp32, their log-probabilities and gradients.
         media: pixels and filter banks. encoder: work space of the encoders.
         workspace: gradients of activations while the last layer goes back.
-        encode, backward, update: the three moments, without what is always there.
+        gathered: fsdp's layers that are whole or on their way, at most.
+        encode, backward, update: the three moments, without what is always there; the second begins with the last
+            layers' forward pass.
         moment: the name of the largest.
     """
 
@@ -87,6 +75,7 @@ class StepMemory:
     media: float
     encoder: float
     workspace: float
+    gathered: float
     encode: float
     backward: float
     update: float
@@ -107,38 +96,43 @@ def resident(
     """What is always there.
 
     Args:
+        geometry: None for a model that is not understood, all of whose weights are taken to be everywhere.
         optimiser: "adamw" keeps two numbers for each that learns; "muon" one for matrices, which it moves, and two for
             the rest, which AdamW moves; None for a run that trains nothing.
     """
     learnt = inventory.trainable_bytes if optimiser else 0
     states = 2 * learnt - (inventory.matrix_bytes if optimiser == "muon" else 0)
-    weights = inventory.parameter_bytes * sharding.share
-    if sharding.strategy == "fsdp" and geometry is not None and sharding.world > 1:
-        weights += 2 * geometry.llm.linear / geometry.llm.layers * geometry.llm.dtype.itemsize
-    # DDP's reducer has a second copy of the gradients, in buckets.
-    buckets = learnt if sharding.strategy == "ddp" and sharding.world > 1 else 0.0
-    return Resident(weights, inventory.buffer_bytes, states * sharding.share, buckets, learnt * sharding.share)
+    weights, pinned, building = float(inventory.parameter_bytes), 0.0, 0.0
+    if sharding.sharded and geometry is not None:
+        shards, world = geometry.shards, sharding.world
+        weights += shards.whole - shards.total + (0 if sharding.offload else shards.kept(world))
+        pinned = shards.pinned(world) * world / sharding.nodes if sharding.offload else 0.0
+        building = shards.total
+    buckets, gradients = (learnt, 0.0) if sharding.world > 1 else (0.0, learnt)
+    return Resident(weights, inventory.buffer_bytes, states, buckets, gradients, learnt, pinned, building)
 
 
 def step_memory(geometry: Geometry, batch: BatchShape, always: Resident, sharding: Sharding) -> StepMemory:
     """What a step of one dataset needs on top of what is always there."""
     llm, s = geometry.llm, geometry.language_bytes
-    perceivers = media_bytes = encoder = 0.0
+    media_bytes = encoder = 0.0
     for modality, media in batch.media.items():
-        sizes = geometry.bridge(modality)
         steps = media.count * media.steps
         tokens = geometry.encoder_step(modality, media.step_shape).tokens
-        perceivers += perceiver_activations(sizes, media.count, media.steps * tokens, geometry.amp is not None)
         media_bytes += 4.0 * steps * math.prod(media.step_shape)
-        encoder = max(encoder, steps * tokens * _encoder_token(sizes, geometry.amp is not None))
+        encoder = max(encoder, steps * tokens * _encoder_token(geometry.bridge(modality), geometry.amp is not None))
     positions = batch.positions
     embeddings = positions * llm.width * llm.dtype.itemsize
     learnt_copies, converted = weight_copies(geometry, batch)
+    perceivers = perceivers_kept(geometry, batch)
     activations = perceivers + language_activations(geometry, batch) + learnt_copies + embeddings
     layer = positions * ((3 if llm.gated else 2) * llm.ffn * s + 12 * llm.width) + recomputed_layer(geometry, batch)
     loss = 3 * logits_kept(geometry, batch)  # log-probabilities and two gradients, all in fp32
-    held = always.gradients if sharding.accumulate > 1 else 0.0
+    held = always.learnt if sharding.accumulate > 1 else 0.0
     kept = activations + converted + media_bytes + held
+    shards = geometry.shards
+    at_loss, at_layer, at_forward = shards.at_loss(sharding), shards.at_layer(sharding), shards.at_forward(sharding)
+    last = (language_activations(geometry, batch) + converted) / llm.layers  # not there when its layer is gathered
     return StepMemory(
         activations=activations,
         converted=converted,
@@ -146,9 +140,12 @@ def step_memory(geometry: Geometry, batch: BatchShape, always: Resident, shardin
         media=media_bytes,
         encoder=encoder,
         workspace=layer,
-        encode=held + media_bytes + encoder,
-        backward=kept + max(loss, layer),
-        update=always.gradients + max(always.gradients, perceivers + learnt_copies + media_bytes),
+        gathered=max(at_loss, at_layer, at_forward),
+        encode=held + media_bytes + max(encoder, shards.at_embedding(sharding)),
+        backward=kept + max(loss + at_loss, layer + at_layer, at_forward - last),
+        update=max(
+            always.gradients + always.learnt, max(always.gradients, held) + perceivers + learnt_copies + media_bytes
+        ),
     )
 
 

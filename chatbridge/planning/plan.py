@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from chatbridge.common.config import LoadedConfig, load_config
+from chatbridge.common.devices import device
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import ConfigError
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.planning import verdict
 from chatbridge.planning.assets import weight_problems
-from chatbridge.planning.batches import PlannedDataset, planned_dataset, shares
-from chatbridge.planning.devices import device
-from chatbridge.planning.flops import batch_work
+from chatbridge.planning.batches import PlannedDataset, planned_dataset, sample_sizes, shares
+from chatbridge.planning.costs import Situation, variants
 from chatbridge.planning.geometry import Geometry
 from chatbridge.planning.inventory import inventory, meta_model
-from chatbridge.planning.memory import Sharding, resident, step_memory
+from chatbridge.planning.links import links_of
+from chatbridge.planning.memory import resident
+from chatbridge.planning.mixed import Ingredient, planned_mixture
 from chatbridge.planning.probe import first_samples, probe
 from chatbridge.planning.result import Plan, PlanOptions
-from chatbridge.planning.throughput import expected_throughput
+from chatbridge.planning.sharding import Sharding
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
 from chatbridge.runners.config import TrainingConfig
@@ -79,7 +82,10 @@ def _fill(result: Plan, assembly: Assembly, options: PlanOptions) -> None:
     result.gpus = options.gpus or torch.cuda.device_count() or (1 if run.device == "cpu" else GPUS_ELSEWHERE)
     result.amp = planned_precision(run.amp)
     strategy = options.strategy or getattr(run, "strategy", None) or "ddp"
-    result.sharding = Sharding(strategy, result.world, getattr(run, "accum_grad_iters", 1))
+    offload = strategy == "fsdp" and getattr(run, "offload_frozen", False)
+    result.sharding = Sharding(strategy, result.world, getattr(run, "accum_grad_iters", 1), options.nodes, offload)
+    result.links = links_of(result.device, options.link_gbs, options.network_gbs, options.host_gbs)
+    result.compiled = getattr(run, "compile", None)
     found = examine(assembly, result.world if trains else 1)
     result.missing, result.problems = found.awaited, found.problems
     _look(result, found, options)
@@ -94,7 +100,9 @@ def _measure(result: Plan, assembly: Assembly, found: Findings, model: nn.Module
     """Everything that the model's sizes tell."""
     trains = isinstance(assembly.config.run, TrainingConfig)
     result.inventory = inventory(model, source)
-    geometry = Geometry(model, result.amp) if isinstance(model, ChatBridge) else None
+    geometry = None
+    if isinstance(model, ChatBridge):
+        geometry = Geometry(model, result.amp, every_branch=trains and result.world > 1)
     optimiser = getattr(assembly.config.run, "optimizer", "adamw") if trains else None
     result.resident = resident(result.inventory, geometry, result.sharding, optimiser)
     if geometry is None:
@@ -117,29 +125,67 @@ def _look(result: Plan, found: Findings, options: PlanOptions) -> None:
 
 
 def _plan_steps(result: Plan, assembly: Assembly, found: Findings, geometry: Geometry) -> None:
-    """The steps of every dataset, as far as the parts they need can be built."""
+    """The steps of every dataset, as far as the parts they need can be built, and other ways to take them."""
     config, run = assembly.config, assembly.config.run
+    planned = _planner(result, assembly, found, geometry)
+    if planned is None or not planned(1):
+        return
+    here = Situation(
+        result.inventory,
+        geometry,
+        result.sharding,
+        result.device,
+        result.links,
+        run.optimizer,
+        run.total_steps,
+        planned,
+    )
+    result.datasets = planned(1)
+    costs = here.costs(result.datasets)
+    result.work, result.memory, result.throughput = costs.work, costs.memory, costs.throughput
+    if config.mixture.mode == "mixed":
+        sizes = [config.mixture.batch_size]
+    else:
+        sizes = [d.batch_size for d in config.datasets.values() if d.batch_tokens is None]
+    result.variants = variants(here, sizes)
+
+
+def _planner(
+    result: Plan, assembly: Assembly, found: Findings, geometry: Geometry
+) -> Callable[[int], list[PlannedDataset]] | None:
+    """How many parts every batch is cut into -> the batches of every dataset; None without task or processors."""
+    config = assembly.config
     quiet = Findings()  # what is wrong with task and processors is known already
     task, processors = quiet.attempt(lambda: assembly.task), quiet.attempt(lambda: assembly.processors)
     if task is None or processors is None:
-        return
+        return None
     bos = 0 if found.tokenizer is not None and found.tokenizer.bos_id is None else 1
     sizes = {name: result.entries.get(f"datasets.{name}") or 0 for name in config.datasets}
+    mixed = config.mixture.mode == "mixed"
 
-    def planned(name: str, settings: Any, share: float) -> PlannedDataset:
+    def one(name: str, share: float, parts: int) -> PlannedDataset | Ingredient:
+        settings = config.datasets[name]
         every = {**processors, **{modality: PROCESSORS.build(c) for modality, c in settings.processors.items()}}
         seen = result.probes.get(f"datasets.{name}")
-        return planned_dataset(name, settings, share, result.world, task, every, geometry, seen, bos)
+        if mixed:
+            sizes = sample_sizes(settings, task, geometry, seen, bos)
+            return Ingredient(settings.kind, share, sizes, every, seen is not None and bool(seen.lengths))
+        tokens = settings.batch_tokens
+        samples = max(1, settings.batch_size // parts)
+        cut = replace(settings, batch_size=samples, batch_tokens=None if tokens is None else tokens // parts)
+        return planned_dataset(name, cut, share, result.world, task, every, geometry, seen, bos)
 
-    for name, share in shares(config.datasets, sizes, run.mixture).items():
-        dataset = found.attempt(lambda n=name, s=share: planned(n, config.datasets[n], s))
-        if dataset is None:
-            continue
-        result.datasets.append(dataset)
-        result.work[name] = batch_work(geometry, dataset.expected)
-        result.memory[name] = step_memory(geometry, dataset.worst, result.resident, result.sharding)
-    if result.datasets:
-        accumulate, steps = run.accum_grad_iters, run.total_steps
-        result.throughput = expected_throughput(
-            result.datasets, result.work, result.device, result.world, accumulate, steps
-        )
+    @cache
+    def planned(parts: int) -> list[PlannedDataset]:
+        told = found if parts == 1 else quiet
+        datasets = [
+            told.attempt(lambda n=name, s=share: one(n, s, parts))
+            for name, share in shares(config.datasets, sizes, config.mixture.mode).items()
+        ]
+        if mixed:
+            whole = bool(datasets) and all(datasets)
+            size = config.mixture.batch_size // parts
+            datasets = [told.attempt(lambda: planned_mixture(datasets, size, result.world, geometry))] if whole else []
+        return [dataset for dataset in datasets if dataset is not None]
+
+    return planned

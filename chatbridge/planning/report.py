@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from chatbridge.planning.costs import MARGIN
 from chatbridge.planning.memory import CONTEXT_BYTES
 from chatbridge.planning.result import Plan
 
@@ -15,7 +16,7 @@ GB, TERA = 1e9, 1e12
 def to_text(plan: Plan) -> str:
     """The whole plan; its last lines are the verdict."""
     blocks = [_heading(plan), _model(plan), _trainable(plan), _memory(plan), _flops(plan), _throughput(plan)]
-    blocks += [_data(plan), _verdict(plan)]
+    blocks += [_variants(plan), _data(plan), _verdict(plan)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -31,12 +32,16 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "gpus_per_node": plan.gpus,
         "nodes": plan.nodes,
         "strategy": plan.sharding.strategy,
+        "offload_frozen": plan.sharding.offload,
         "accumulate": plan.sharding.accumulate,
+        "links": plan.links and dataclasses.asdict(plan.links),
+        "compile": plan.compiled,
         "amp": plan.amp,
         "model": _model_json(plan),
         "memory": _memory_json(plan),
         "steps": {d.name: _step_json(plan, d) for d in plan.datasets},
         "throughput": plan.throughput and dataclasses.asdict(plan.throughput),
+        "variants": [dataclasses.asdict(variant) for variant in plan.variants],
         "data": {
             name: {
                 "entries": count,
@@ -83,7 +88,7 @@ def _heading(plan: Plan) -> str:
     return (
         f"Plan of {plan.source}\n"
         f"{where}: {d.half_tflops:g} TFLOP/s in half precision, {d.single_tflops:g} in fp32, {d.memory_gb:g} GB each; "
-        f"utilisation {d.utilisation:.0%}; strategy {plan.sharding.strategy}; amp {plan.amp or 'no'}"
+        f"utilisation {d.utilisation:.0%}; strategy {plan.sharding.label}; amp {plan.amp or 'no'}"
     )
 
 
@@ -122,13 +127,24 @@ def _memory(plan: Plan) -> str:
     if steps:
         rows += [[name, *(_gb(getattr(m, name)) for m in steps)] for name in ("media", "encoder", "activations")]
         rows.append(["weights converted", *(_gb(m.converted) for m in steps)])
+        if plan.sharding.sharded:
+            rows.append(["layers gathered", *(_gb(m.gathered) for m in steps)])
         rows += [[name, *(_gb(getattr(m, name)) for m in steps)] for name in ("logits", "workspace")]
         rows.append(["gradients", *([_gb(r.gradients)] * len(steps))])
         rows.append(["worst moment", *(m.moment for m in steps)])
         rows.append(["peak", *(_gb(r.always + m.peak + CONTEXT_BYTES) for m in steps)])
     note = "(not all of it at the same moment: docs/planning.md)" if steps else ""
     told = f"Peak {_gb(plan.peak)} GB of {plan.device.memory_gb:g} GB {note}".rstrip()
-    return _columns(rows, told)
+    return "\n".join(filter(None, (_columns(rows, told), _host(plan))))
+
+
+def _host(plan: Plan) -> str:
+    """Host memory that the strategy asks for."""
+    r = plan.resident
+    if not r.building:
+        return ""
+    told = f"Host memory of a node: {_gb(r.building)} GB for a copy of the language model, cut by each process in turn"
+    return told + (f"; {_gb(r.pinned)} GB locked for the offloaded pieces throughout" if plan.sharding.offload else "")
 
 
 def _columns(rows: list[list[str]], told: str, most: int = 6) -> str:
@@ -173,11 +189,50 @@ def _throughput(plan: Plan) -> str:
     t = plan.throughput
     if t is None:
         return ""
-    return (
+    lines = [
         f"Expected: {t.step_flops / TERA:,.0f} TFLOP and {t.step_seconds:.2f} s a step, "
-        f"{t.samples_per_second:,.0f} samples/s, {_duration(t.days)} for {t.steps:,} steps\n"
-        "(at the utilisation above; loading of data, communication, checkpoints and validation not counted)"
+        f"{t.samples_per_second:,.0f} samples/s, {_duration(t.days)} for {t.steps:,} steps",
+        "(at the utilisation above; loading of data, checkpoints and validation not counted)",
+    ]
+    moved = [f"operations {t.compute_seconds:.3f} s"]
+    if plan.world > 1:
+        rate = f"at {plan.links.gpu:g} GB/s between GPUs"
+        rate += f" and {plan.links.network:g} GB/s between nodes" if plan.nodes > 1 else ""
+        gathered = f"layers gathered {t.transfers.gather:.3f} s, " if plan.sharding.sharded else ""
+        moved.append(f"{gathered}gradients reduced {t.transfers.reduce:.3f} s {rate}")
+    if plan.sharding.offload:
+        moved.append(f"layers copied from host memory {t.transfers.copy:.3f} s at {plan.links.host:g} GB/s")
+    if len(moved) > 1:
+        if plan.world > 1:
+            end = f"{t.bound} bounds the step: all of it taken to overlap; {t.serial_seconds:.3f} s if nothing did"
+        else:
+            end = "one after the other: a single process does not prefetch"
+        lines.append(f"A step: {'; '.join(moved)}; {end} (rates are assumed)")
+    if plan.compiled is not None:
+        lines.append(
+            f"run.compile ({plan.compiled}): layers are compiled when they first run, which takes time at the start; "
+            "what it gains is not in the utilisation"
+        )
+    return "\n".join(lines)
+
+
+def _variants(plan: Plan) -> str:
+    if not plan.variants:
+        return ""
+    rows = [["", "strategy", "offload", "checkpointing", "GB", "parts", "samples", "GB", "s a step", "bound by"]]
+    for v in plan.variants:
+        mark = "*" if v.chosen else ""
+        row = [mark, v.strategy, "yes" if v.offload else "no", "yes" if v.checkpointing else "no", _gb(v.uncut)]
+        if v.parts is None:
+            row += ["-", "-", f"({_gb(v.peak)})", "-", "does not fit"]
+        else:
+            row += [f"{v.parts}", f"{v.samples:g}", _gb(v.peak), f"{v.throughput.step_seconds:.2f}", v.throughput.bound]
+        rows.append(row)
+    told = (
+        "Ways to run it (* this plan): GB of a GPU as configured; parts to cut every batch into, and to accumulate,\n"
+        f"so that {MARGIN:.0%} of {plan.device.memory_gb:g} GB stays free; samples on a GPU at once, GB and time then"
     )
+    return f"{told}\n" + table(rows, "llllrrrrrl")
 
 
 def _data(plan: Plan) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from chatbridge.common.devices import Device
 from chatbridge.planning.batches import PlannedDataset
-from chatbridge.planning.devices import Device
+from chatbridge.planning.costs import Variant
 from chatbridge.planning.flops import Work
 from chatbridge.planning.inventory import Inventory
-from chatbridge.planning.memory import CONTEXT_BYTES, Resident, Sharding, StepMemory
+from chatbridge.planning.links import Links
+from chatbridge.planning.memory import CONTEXT_BYTES, Resident, StepMemory
 from chatbridge.planning.probe import Probe
+from chatbridge.planning.sharding import Sharding
 from chatbridge.planning.throughput import Throughput
 
 
@@ -22,6 +25,8 @@ class PlanOptions:
         device: a name of `DEVICES`. tflops, memory_gb, utilisation: instead of the device's own numbers.
         gpus: per node; None takes this machine's, or 8 where it has none. nodes: how many.
         strategy: "ddp" or "fsdp"; None takes ``run.strategy`` where the run has one, else "ddp".
+        link_gbs, network_gbs, host_gbs: GB/s that a GPU receives from others of its node, a node over the network, and
+            a GPU from host memory; instead of what is assumed.
         llm: name or config.json of the language model's architecture, for a folder that is not there.
         samples: rendered samples shown of each dataset. probe: items of each that are tried.
     """
@@ -33,6 +38,9 @@ class PlanOptions:
     gpus: int | None = None
     nodes: int = 1
     strategy: str | None = None
+    link_gbs: float | None = None
+    network_gbs: float | None = None
+    host_gbs: float | None = None
     llm: str | None = None
     samples: int = 1
     probe: int = 32
@@ -44,11 +52,12 @@ class Plan:
 
     Attributes:
         source: the YAML. problems, missing, warnings: one line each; missing are files to fetch.
-        device, gpus, nodes, sharding, amp: where and how it computes.
+        device, gpus, nodes, sharding, amp, compiled: where and how it computes. links: assumed rates, None where no
+            configuration could be bound.
         inventory, resident: the model's tensors; what is always on a GPU. None where the model cannot be built.
         datasets, work, memory: by dataset, of one rank's batch.
         entries, samples, probes: by "datasets.<name>" or "validation.<name>", of those whose files are there.
-        throughput: None where nothing trains.
+        throughput: None where nothing trains. variants: other ways to run it, and this one.
     """
 
     source: str
@@ -57,6 +66,8 @@ class Plan:
     nodes: int = 1
     sharding: Sharding = field(default_factory=Sharding)
     amp: str | None = None
+    compiled: str | None = None
+    links: Links | None = None
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -69,6 +80,7 @@ class Plan:
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
     throughput: Throughput | None = None
+    variants: list[Variant] = field(default_factory=list)
     seconds: float = 0.0
 
     @property

@@ -7,15 +7,16 @@ from typing import Any
 
 from chatbridge.common.config import Config
 from chatbridge.common.tokenizer import Tokenizer
+from chatbridge.planning.costs import MARGIN, Variant
 from chatbridge.planning.probe import Probe
 from chatbridge.planning.result import Plan
 from chatbridge.runners.config import TrainingConfig
 
-MARGIN = 0.15
-"""How far the memory's prediction is trusted: a peak nearer than this to the device's memory gets a warning."""
-
 DOUBT = 0.01
 """A run is said to fail on unreadable media when an acceptable share would show so many with less than this chance."""
+
+SLACK = 0.05
+"""Ways to run it whose times differ by less are taken to be equally fast."""
 
 
 def judge_data(result: Plan, config: Config) -> None:
@@ -95,10 +96,44 @@ def _judge_memory(result: Plan) -> None:
         return
     told = f"{peak / 1e9:.1f} GB of {room / 1e9:.0f} GB on each {result.device.name}"
     if peak > room:
-        remedy = "lower batch_size, take more GPUs, or set model.llm.gradient_checkpointing"
-        result.problems.append(f"the run does not fit: {told}; {remedy}")
+        result.problems.append(f"the run does not fit: {told}; {_remedy(result)}")
     elif peak > (1 - MARGIN) * room:
         result.warnings.append(f"memory is tight: {told}; the prediction is good to {MARGIN:.0%}")
+
+
+def _remedy(result: Plan) -> str:
+    """What would make it fit: what each key saves by itself, and the fastest combination that fits."""
+    own = next((v for v in result.variants if v.chosen), None)
+    if own is None:
+        return "take GPUs with more memory"
+    lines = []
+    for other in result.variants:
+        saved = (own.uncut - other.uncut) / 1e9
+        if saved > 0 and (key := _only_change(own, other)):
+            lines.append(f"{key} saves {saved:.1f} GB")
+    fitting = [v for v in result.variants if v.parts is not None]
+    if not fitting:
+        return "; ".join([*lines, "nothing of it is enough: take GPUs with more memory, or more of them with fsdp"])
+    fastest = min(v.throughput.step_seconds for v in fitting)
+    # Smaller batches use a GPU less well than the assumed utilisation says: of equally fast ones take the largest.
+    equal = [v for v in fitting if v.throughput.step_seconds <= (1 + SLACK) * fastest]
+    best = min(equal, key=lambda v: (v.parts, v.throughput.serial_seconds))
+    told = f"--options {best.options}"
+    if best.parts > 1:
+        told += f" with every batch size and batch_tokens divided by {best.parts}"
+    told += f" fits, at {best.peak / 1e9:.1f} GB"
+    return "; ".join([*lines, told])
+
+
+def _only_change(own: Variant, other: Variant) -> str:
+    """The key that leads from one variant to the other; "" where more than one does."""
+    keys = {
+        f"run.strategy={other.strategy}": own.strategy != other.strategy,
+        "run.offload_frozen=true": other.offload and not own.offload,
+        "model.llm.gradient_checkpointing=true": other.checkpointing and not own.checkpointing,
+    }
+    changed = [key for key, needed in keys.items() if needed]
+    return changed[0] if len(changed) == 1 else ""
 
 
 def _chance(bad: int, tried: int, share: float) -> float:
