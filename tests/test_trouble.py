@@ -166,6 +166,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):
     assert all(status != 0 for status in run.wait(60))
     assert time.monotonic() - started < 50, "it took the time limit of the collectives"
     assert "furthest behind: rank 1 (reading, step 5)" in run.text()
+    assert "hang" in events(out)
     assert "reads_forever" in (out / "hang_rank1.txt").read_text()
     assert "reads_forever" not in (out / "hang_rank0.txt").read_text()
 

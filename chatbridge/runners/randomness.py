@@ -13,7 +13,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed every generator (Python, NumPy, PyTorch on all devices): a resumed run draws what an uninterrupted one
     would. Workers draw from generators of their own, seeded by sample."""
     value = (seed * 1_000_003 + step) * 8191 + rank
-    torch.manual_seed(value)
+    # Not torch.manual_seed: where CUDA has not begun, that keeps every call, with its stack, for when it does.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value)
     random.seed(value)
     np.random.seed(value % 2**32)
 

@@ -59,11 +59,11 @@ class Strategy:
                 if turn == self.local_rank:
                     model = make(torch.device("cpu"))
                     self._shard(model.llm)
+                    for name, child in model.named_children():
+                        if name != "llm":
+                            child.to(self.device)
                 if self.world > 1:
                     dist.barrier()
-            for name, child in model.named_children():
-                if name != "llm":
-                    child.to(self.device)
         model.every_branch = self.world > 1
         if self.config.compile is not None:
             compile_blocks(model, self.config.compile)

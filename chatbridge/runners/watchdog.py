@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from chatbridge.common.logging import EventLog
+
 logger = logging.getLogger("chatbridge")
 
 EXIT_STATUS = 1
@@ -32,7 +34,7 @@ class Watchdog:
         self.file = folder / f"hang_rank{rank}.txt"
         self.rank, self.world, self.seconds = rank, world, seconds
         self._place = (0, "start")
-        self._beat = time.monotonic()
+        self._beat = self._wind_up_again = time.monotonic()
         self._closed = threading.Event()
         self._store = None
 
@@ -62,23 +64,29 @@ class Watchdog:
     def tell(self, step: int, doing: str) -> None:
         """Called by the loop whenever it begins something."""
         self._place, self._beat = (step, doing), time.monotonic()
-        if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, file=self._out, exit=False)
+        if self.seconds and self._beat >= self._wind_up_again:
+            # Winding up the timer starts a thread: once in a while is enough, for as much longer.
+            spare = self.seconds / 8
+            self._wind_up_again = self._beat + spare
+            faulthandler.dump_traceback_later(self.seconds + spare, file=self._out, exit=False)
 
     def _watch(self) -> None:
         pause = min(self.seconds / 8, 10.0)
         while not self._closed.wait(pause):
             self._publish()
             still = time.monotonic() - self._beat
-            if still > self.seconds + pause:  # the stacks are written by now
-                self._report(still)
-                os._exit(EXIT_STATUS)
+            if still > 9 / 8 * self.seconds + pause:  # the stacks are written by now
+                try:
+                    self._report(still)
+                    time.sleep(pause)  # the others may still be asking the store, which ends with its process
+                finally:
+                    os._exit(EXIT_STATUS)
 
     def _publish(self) -> None:
         if self._store is not None:
             try:
                 self._store.set(str(self.rank), json.dumps(self._place))
-            except RuntimeError:  # the rank that holds the store is gone: torchrun ends this one, too
+            except RuntimeError:  # the process that holds the store is gone
                 self._store = None
 
     def _report(self, still: float) -> None:
@@ -90,16 +98,19 @@ class Watchdog:
             # All at the same step: those that compute wait for those that do something else.
             behind = [rank for rank, place in places.items() if place[1] != COMPUTING]
         names = ", ".join(f"rank {r} ({places[r][1]}, step {places[r][0]})" for r in behind)
-        logger.error(
-            "rank %d has stood still for %.0f s (%s, step %d); furthest behind: %s; stacks in %s",
-            self.rank, still, doing, step, names, self.file,
-        )  # fmt: skip
+        text = f"rank {self.rank} has stood still for {still:.0f} s ({doing}, step {step}); furthest behind: {names}"
+        logger.error("%s; stacks in %s", text, self.file)
+        if self.rank == 0:
+            EventLog(self.file.parent).write(step, "hang", text)
 
     def _places(self) -> dict[int, tuple[int, str]]:
         places = {self.rank: self._place}
-        for rank in range(self.world):
-            if rank != self.rank and self._store is not None and self._store.check([str(rank)]):
-                places[rank] = tuple(json.loads(self._store.get(str(rank))))
+        try:
+            for rank in range(self.world):
+                if rank != self.rank and self._store is not None and self._store.check([str(rank)]):
+                    places[rank] = tuple(json.loads(self._store.get(str(rank))))
+        except RuntimeError:  # as in `_publish`: what is known is told
+            self._store = None
         return places
 
 
