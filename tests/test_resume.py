@@ -98,6 +98,27 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, task, storag
     assert_same(whole, parts)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["run.strategy=fsdp"],
+        ["mixture.mode=mixed", "mixture.batch_size=4", "run.num_workers=2"],
+        ["run.accum_grad_iters=2", "run.optimizer=muon", "run.max_grad_norm=1.0"],
+        ["run.amp=bf16", "run.async_checkpoints=false"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_killed_and_resumed_in_other_ways_of_running(tmp_path, options):
+    yaml = prepare(tmp_path, max_steps=9)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert set(Run(whole, arguments(yaml, whole, *options), 2).wait()) == {0}
+    run = Run(parts, arguments(yaml, parts, *options), 2)
+    assert run.until(lambda: find_latest(parts) and len(metrics_so_far(parts)) >= 6)
+    run.kill()
+    assert set(Run(parts, arguments(yaml, parts, *options), 2).wait()) == {0}
+    assert_same(whole, parts)
+
+
 def metrics_so_far(output) -> list[str]:
     return (output / "metrics.jsonl").read_text().splitlines()
 

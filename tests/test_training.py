@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from chatbridge.common.checkpoint import find_latest, load_weights
@@ -119,3 +121,30 @@ def test_muon_trains_resumes_and_refuses_fp16(tmp_path, capsys):
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert run(tmp_path, tree, "run.amp=fp16") == 1
     assert "take amp: bf16" in capsys.readouterr().err
+
+
+def test_every_number_reaches_the_sinks_and_no_key_is_handed_on(tmp_path, monkeypatch):
+    """W&B by its interface only: it is not installed here."""
+    told = {}
+
+    class Board:
+        def log(self, values, step):
+            told[step] = values
+
+        def finish(self):
+            told["finished"] = True
+
+    def init(**settings):
+        told["init"] = settings
+        return Board()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setenv("WANDB_API_KEY", "not-for-files")
+    tree = tiny.make_config(tmp_path, max_steps=3, loggers=["jsonl", "tensorboard", "wandb"])
+    assert run(tmp_path, tree) == 0
+    assert told["finished"] and told["init"]["config"]["run"]["max_steps"] == 3
+    assert "not-for-files" not in str(told["init"]) and told["init"]["resume"] == "allow"
+    dataset = metrics(tmp_path / "output")[0]["dataset"]
+    assert {"train/loss", f"train/losses/{dataset}", "train/grad_norms/bridges.audio.perceiver"} <= told[1].keys()
+    accumulator = EventAccumulator(str(tmp_path / "output" / "tensorboard")).Reload()
+    assert f"train/{dataset}/losses/{dataset}" in accumulator.Tags()["scalars"]

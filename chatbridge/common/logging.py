@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -60,13 +61,15 @@ class MetricsLog:
                 import wandb
             except ImportError:
                 raise ValueError("run.loggers names wandb, which is not installed: pip install wandb") from None
-            self._wandb = wandb.init(dir=str(folder), config=config, resume="allow")
+            # One run there for one folder here, however often it was interrupted. The key comes from the environment.
+            name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            self._wandb = wandb.init(dir=str(folder), config=config, id=name, name=folder.name, resume="allow")
 
     def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
         """Log numbers and names of one step; scalars go to every sink, names to JSON only."""
         if self._jsonl is not None:
             self._jsonl.write(json.dumps({"step": step, "split": prefix, **values}) + "\n")
-        scalars = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        scalars = _scalars(values)
         if self._tensorboard is not None:
             group = f"{prefix}/{values['dataset']}" if "dataset" in values else prefix
             for name, value in scalars.items():
@@ -80,6 +83,17 @@ class MetricsLog:
                 sink.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers among the values, those of a mapping as "losses/images"."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{inner}": number for inner, number in _scalars(value).items()}
+        elif isinstance(value, (int, float)):
+            found[name] = value
+    return found
 
 
 class EventLog:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch.utils.flop_counter import FlopCounterMode
@@ -170,9 +171,9 @@ class TrainingRunner:
             write_record(
                 self.output / "run.json", text, self.hashes, self.sizes, self.world, device, config.total_steps
             )
-        self.log = stack.enter_context(
-            contextlib.closing(MetricsLog(self.output, list(config.loggers) if self.main else [], resumed_at=self.step))
-        )
+        sinks = list(config.loggers) if self.main else []
+        metrics = MetricsLog(self.output, sinks, resumed_at=self.step, config=yaml.safe_load(text))
+        self.log = stack.enter_context(contextlib.closing(metrics))
         self.events = stack.enter_context(contextlib.closing(EventLog(self.output if self.main else None)))
         self.report = RunReport(self.output) if self.main else None
         self.meter = Meter(self.accelerator.device, config.precision() != "no", self.world)
