@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     PretrainedConfig,
     StoppingCriteria,
@@ -161,6 +162,7 @@ class CausalLM(nn.Module):
         stop: Stop | None = None,
         seed: int | None = None,
         streamer: Any = None,
+        past: DynamicCache | None = None,
         **options: Any,
     ) -> Any:
         """What transformers' ``generate`` returns for a left-padded prompt of embeddings.
@@ -168,6 +170,8 @@ class CausalLM(nn.Module):
         Args:
             stop: asked after every token, row by row; finished rows are filled with the first of `eos_ids`.
             seed: of the sampling; the caller's random state is left as it was.
+            past: holds the prompt's first positions already, for every row and beam, and is written to. `embeds_BLD`
+                holds the whole prompt nevertheless.
             options: more of transformers' generation settings.
         """
         sampling = {"top_p": top_p, "temperature": temperature, "top_k": 0} if do_sample else {}
@@ -177,8 +181,7 @@ class CausalLM(nn.Module):
             do_sample=do_sample,
             eos_token_id=self.eos_ids or None,
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
-            **sampling,
-            **options,
+            **(sampling | options),
         )
         criteria = StoppingCriteriaList([PerRowStop(stop, sticky=num_beams == 1)] if stop else [])
         devices = [embeds_BLD.device] if embeds_BLD.device.type == "cuda" else []
@@ -191,7 +194,25 @@ class CausalLM(nn.Module):
                 generation_config=settings,
                 stopping_criteria=criteria,
                 streamer=streamer,
+                past_key_values=past,
             )
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for `step`."""
+        return DynamicCache(config=self.model.config)
+
+    @torch.no_grad()
+    def step(self, cache: DynamicCache, ids_BL: Tensor | None = None, embeds_BLD: Tensor | None = None) -> Tensor:
+        """Logits [B, V], fp32, of what follows the positions given, which follow those in `cache` and enter it."""
+        out = self.model(
+            input_ids=ids_BL, inputs_embeds=embeds_BLD, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return out.logits[:, -1].float()
+
+    @property
+    def context(self) -> int | None:
+        """How many positions the model was made for; None where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def trim(self, ids: list[int], stop: Stop | None = None) -> list[int]:
         """One generated row without its end token and what fills the row after it."""

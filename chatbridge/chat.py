@@ -1,0 +1,247 @@
+"""Talk to a model in a terminal: ``python -m chatbridge.chat --cfg-path eval_configs/quickstart.yaml``.
+
+A line is a question; lines with a slash in front are commands (/help lists them). Ctrl-C ends an answer, Ctrl-D the
+program. Questions may also come through a pipe, an answer a line; the exit status is then 1 if any of them failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+import torch
+
+from chatbridge.common.logging import setup_logging
+from chatbridge.inference import Answer, ChatSession, Engine, GenerationSettings, Medium, load_for_chat
+
+PROMPT, INTERRUPTED = "> ", 130
+
+
+class Terminal:
+    """A conversation by lines.
+
+    Args:
+        session: the conversation.
+        output, errors: where answers and everything else go; None for the standard streams.
+
+    Attributes:
+        waiting: what will be shown along with the next question; failed: whether anything went wrong.
+    """
+
+    def __init__(self, session: ChatSession, output: TextIO | None = None, errors: TextIO | None = None):
+        self.session, self.output, self.errors = session, output or sys.stdout, errors or sys.stderr
+        self.waiting: list[Medium] = []
+        self.failed = self.done = False
+        self.commands: dict[str, Callable[[str], None]] = {
+            "image": self.image, "video": self.video, "audio": self.audio, "show": self.show, "mute": self.mute,
+            "regenerate": self.regenerate, "edit": self.edit, "save": self.save, "load": self.load,
+            "clear": self.clear, "help": self.help, "quit": self.quit,
+        }  # fmt: skip
+
+    def line(self, line: str) -> None:
+        """Carry out one line; what is wrong with it is told, not raised."""
+        line = line.strip()
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                name, _, rest = line[1:].partition(" ")
+                if name not in self.commands:
+                    raise ValueError(f"no command is called /{name}; /help lists them (write // for a text in /)")
+                self.commands[name](rest.strip())
+            elif line:
+                shown, self.waiting = self.waiting, []
+                self.answer(self.session.stream(line.removeprefix("/"), media=shown))
+        except (ValueError, OSError) as error:
+            self.failed = True
+            self.tell(f"error: {error}")
+
+    def image(self, file: str) -> None:
+        """FILE: show a picture along with the next question"""
+        self.attach([self.session.engine.medium(_file(file), "image")])
+
+    def video(self, file: str) -> None:
+        """FILE: show a video, with its sound if it has one"""
+        self.attach(self.session.engine.video(_file(file)))
+
+    def audio(self, file: str) -> None:
+        """FILE: let a sound, or a video's sound alone, be heard"""
+        self.attach([self.session.engine.medium(_file(file), "audio")])
+
+    def show(self, file: str) -> None:
+        """FILE: any of these, by what is in it"""
+        self.attach(self.session.attach(media=[_file(file)]))
+
+    def mute(self, which: str) -> None:
+        """[NUMBER or KIND]: answer without a medium, or with it again; alone, list what was shown"""
+        if which:
+            place = int(which) - 1 if which.isdecimal() else which
+            media = self.session.media
+            chosen = media[place : place + 1] if isinstance(place, int) else [m for m in media if m.modality == place]
+            self.session.mute(place, not all(medium.muted for medium in chosen))
+        for number, medium in enumerate(self.session.media, 1):
+            self.tell(f"{number}. {medium.modality} {medium.name}{' (muted)' if medium.muted else ''}")
+
+    def regenerate(self, _: str) -> None:
+        """answer the last question once more"""
+        self.answer(self.session.stream_regenerate())
+
+    def edit(self, rest: str) -> None:
+        """[NUMBER] TEXT: ask the last question (or that one) differently, and forget what followed"""
+        number, _, text = rest.partition(" ")
+        if number.isdecimal() and text:
+            self.answer(self.session.stream_edit(int(number) - 1, text.strip()))
+        elif rest:
+            self.answer(self.session.stream_edit(-1, rest))
+        else:
+            raise ValueError("/edit needs the new question")
+
+    def save(self, file: str) -> None:
+        """FILE: write the conversation to a JSON file"""
+        self.tell(f"wrote {self.session.save(_file(file))}")
+
+    def load(self, file: str) -> None:
+        """FILE: go on with a conversation that was saved"""
+        self.session.load(_file(file))
+        for turn in self.session.turns:
+            shown = "".join(f"[{medium.modality} {medium.name}] " for medium in turn.media)
+            self.tell(f"{PROMPT}{shown}{turn.text}\n{turn.answer or ''}")
+
+    def clear(self, _: str) -> None:
+        """forget the conversation"""
+        self.session.clear()
+        self.waiting = []
+
+    def help(self, _: str) -> None:
+        """this list"""
+        for name, command in self.commands.items():
+            self.tell(f"/{name} {' '.join((command.__doc__ or '').split())}")
+
+    def quit(self, _: str) -> None:
+        """leave"""
+        self.done = True
+
+    def attach(self, media: list[Medium]) -> None:
+        self.waiting += media
+        self.tell("will be shown: " + ", ".join(f"{medium.modality} {medium.name}" for medium in self.waiting))
+
+    def answer(self, answer: Answer) -> None:
+        """Write an answer as it comes; Ctrl-C ends it."""
+        with _interrupts(self.session.cancel):
+            for piece in answer:
+                print(piece, end="", file=self.output, flush=True)
+        print(file=self.output, flush=True)
+        if answer.reply.finish != "stop":
+            self.tell({"length": "(cut off: --max-new-tokens)", "cancelled": "(stopped)"}[answer.reply.finish])
+
+    def tell(self, text: str) -> None:
+        print(text, file=self.errors, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    setup_logging(True)
+    try:
+        loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
+        if loaded.config.run.threads:
+            torch.set_num_threads(loaded.config.run.threads)
+        terminal = Terminal(ChatSession(Engine.load(loaded, device=args.device), settings(args)))
+        if args.load:
+            terminal.session.load(args.load)
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        if "quickstart" in str(args.cfg_path):
+            print("hint: `make quickstart` makes this model", file=sys.stderr)
+        return 1
+    try:
+        return talk(terminal, sys.stdin)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # nobody reads on; Python would complain once more when it closes the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def talk(terminal: Terminal, lines: TextIO) -> int:
+    """Everything that is typed, or comes through a pipe; returns the exit status."""
+    typed = lines.isatty()
+    if typed:
+        with suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  (input() then has a history and can be edited)
+        shown = ", ".join(terminal.session.engine.modalities)
+        terminal.tell(f"This model knows {shown}. /help lists commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+    while not terminal.done:
+        try:
+            line = input(PROMPT) if typed else lines.readline()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            terminal.tell("")
+            continue
+        if not typed and not line:
+            break
+        terminal.line(line)
+    return int(terminal.failed and not typed)
+
+
+def settings(args: argparse.Namespace) -> GenerationSettings:
+    return GenerationSettings(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+        num_beams=args.num_beams,
+        seed=args.seed,
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    usual = GenerationSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="the model's YAML")
+    parser.add_argument("--checkpoint", help="instead of those that the YAML names under model.weights")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
+    parser.add_argument("--load", metavar="FILE", help="a conversation to go on with")
+    parser.add_argument("--max-new-tokens", type=int, help="length of an answer at most")
+    parser.add_argument("--temperature", type=float, default=usual.temperature, help="0 takes the likeliest tokens")
+    parser.add_argument("--top-p", type=float, default=usual.top_p)
+    parser.add_argument("--top-k", type=int, default=usual.top_k, help="0 for all")
+    parser.add_argument("--repetition-penalty", type=float, default=usual.repetition_penalty)
+    parser.add_argument("--num-beams", type=int, default=usual.num_beams)
+    parser.add_argument("--seed", type=int, help="of sampling")
+    return parser.parse_args(argv)
+
+
+@contextmanager
+def _interrupts(first: Callable[[], None]) -> Iterator[None]:
+    """While it is open, Ctrl-C calls `first`; pressed again, it interrupts as usual."""
+
+    def on_signal(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        first()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _file(name: str) -> str:
+    """A file name as people type or drop it into a terminal."""
+    name = name.strip().strip("'\"")
+    if not name:
+        raise ValueError("a file name is missing")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

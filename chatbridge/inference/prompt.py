@@ -1,0 +1,114 @@
+"""A conversation as the positions that the language model reads, written as training writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from chatbridge.conversation import ASSISTANT, HUMAN, Dialogue, PromptFormat, Source, Turn, tokenize
+from chatbridge.inference.media import Medium
+from chatbridge.processors.tokenizer import Tokenizer
+
+Position = int | tuple[str, int]
+"""What stands at a position: a token's id, or a medium's identity and the number of its row. Equal positions behind
+equal positions have equal keys and values in the language model's cache."""
+
+MOST_CHARACTERS = 256
+"""No token of a common vocabulary spells more."""
+
+
+@dataclass
+class Exchange:
+    """A question with what is shown along with it, and its answer.
+
+    Attributes:
+        text: the question; it may be empty where something is shown.
+        media: in the order shown, before the text.
+        answer: None while there is none.
+        finish: why the answer ended: "stop", "length" or "cancelled"; "" where that is not known.
+    """
+
+    text: str
+    media: list[Medium] = field(default_factory=list)
+    answer: str | None = None
+    finish: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads before it answers.
+
+    Attributes:
+        positions: every position, BOS included.
+        media: where each medium's rows begin, in reading order.
+        dropped: how many of the oldest exchanges were left out to make it fit.
+    """
+
+    positions: list[Position]
+    media: list[tuple[int, Medium]]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class PromptWriter:
+    """Writes conversations as a task does in training.
+
+    Args:
+        format: the task's words; tokenizer: the language model's; queries: modality -> rows of one medium.
+    """
+
+    format: PromptFormat
+    tokenizer: Tokenizer
+    queries: Mapping[str, int]
+
+    def fit(self, exchanges: Sequence[Exchange], limit: int) -> Prompt:
+        """The conversation without its oldest exchanges, as many as it takes to keep within `limit` positions, BOS
+        included.
+
+        Raises:
+            ValueError: when the newest exchange alone takes more.
+        """
+        newest = exchanges[-1]
+        if len(newest.text) > MOST_CHARACTERS * max(1, limit):  # not worth the time to count its tokens
+            raise ValueError(f"a text of {len(newest.text):,} characters cannot fit into {limit} positions; shorten it")
+        for dropped in range(len(exchanges)):
+            positions, media = self.write(exchanges[dropped:])
+            if len(positions) <= limit:
+                return Prompt(positions, media, dropped)
+        shown = sum(self.queries[medium.modality] for medium in newest.media)
+        raise ValueError(
+            f"the newest question takes {len(positions)} positions ({shown} of them its {len(newest.media)} media), "
+            f"and {limit} are left for it; shorten its text, show fewer media or lower max_new_tokens"
+        )
+
+    def write(self, exchanges: Sequence[Exchange]) -> tuple[list[Position], list[tuple[int, Medium]]]:
+        """Every position of the conversation, and where its media stand. A last answer is written out, too."""
+        sample = tokenize("conversation", self.format.segments(dialogue_of(exchanges)), self.tokenizer, self.queries)
+        prefix = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        positions: list[Position] = [*prefix, *sample.input_ids]
+        waiting: dict[str, list[Medium]] = {}
+        for medium in (medium for exchange in exchanges for medium in exchange.media):
+            waiting.setdefault(medium.modality, []).append(medium)
+        media = []
+        for slot in sample.slots:
+            rows = slot.length // slot.count
+            for number in range(slot.count):
+                # An introduction may name its modalities in an order of its own: within each, the order holds.
+                medium = waiting[slot.modality].pop(0)
+                start = len(prefix) + slot.start + number * rows
+                positions[start : start + rows] = [(medium.identity, row) for row in range(rows)]
+                media.append((start, medium))
+        return positions, media
+
+
+def dialogue_of(exchanges: Sequence[Exchange]) -> Dialogue:
+    """The conversation as training reads it: one chat, media of a kind in a row as one source."""
+    turns = []
+    for exchange in exchanges:
+        runs = groupby(exchange.media, key=lambda medium: medium.modality)
+        sources = tuple(Source(modality, len(list(run))) for modality, run in runs)
+        turns.append(Turn(HUMAN, exchange.text, sources))
+        if exchange.answer is not None:
+            turns.append(Turn(ASSISTANT, exchange.answer))
+    return Dialogue(tuple(turns), chat=True)

@@ -1,0 +1,341 @@
+"""A conversation with a model: turns of text, pictures, videos and sounds."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatbridge.inference import transcript
+from chatbridge.inference.decoding import Decoding, beams, tokens
+from chatbridge.inference.engine import Engine
+from chatbridge.inference.media import Medium, Shown
+from chatbridge.inference.prompt import Exchange, Prompt
+from chatbridge.inference.settings import GenerationSettings
+from chatbridge.inference.visible import VisibleText
+
+BUSY = "an answer is being given in this conversation; cancel it or wait for it"
+
+
+@dataclass
+class Reply:
+    """An answer.
+
+    Attributes:
+        text: what it says.
+        token_ids: the tokens as the model wrote them, a stop text included, the end token not.
+        finish: "stop" when the model ended it, "length" at the most tokens allowed, "cancelled".
+        dropped_turns: how many of the oldest turns the model did not see, because they no longer fit.
+        prompt_positions: what the model read; reused_positions: how many of them it had read before.
+        seed: of the sampling; None where nothing is sampled.
+        first_seconds: until the first token (with beams: the whole answer), media included; seconds: in all.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish: str = ""
+    dropped_turns: int = 0
+    prompt_positions: int = 0
+    reused_positions: int = 0
+    seed: int | None = None
+    first_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Answer:
+    """An answer that comes piece by piece while it is iterated over; its pieces together are ``reply.text``.
+
+    Nothing goes on between two pieces. One that is closed, or given up and forgotten, was cancelled; what it said until
+    then stays in the conversation.
+    """
+
+    def __init__(self, pieces: Iterator[str], reply: Reply):
+        self._pieces, self._reply = pieces, reply
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Cancel it. (While another thread waits for a piece: `ChatSession.cancel`.)"""
+        self._pieces.close()
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer; waits for what is still to come."""
+        for _ in self._pieces:
+            pass
+        return self._reply
+
+
+class ChatSession:
+    """One conversation. Answers are given one at a time; other sessions may share the engine.
+
+    Args:
+        engine: the model.
+        settings: how answers are drawn, where a call gives no others.
+        reuse: keep what was read for the next turn (False: read everything again, to compare).
+
+    Attributes:
+        turns: the exchanges so far.
+    """
+
+    def __init__(self, engine: Engine, settings: GenerationSettings | None = None, reuse: bool = True):
+        self.engine, self.reuse = engine, reuse
+        self.settings = settings or GenerationSettings()
+        self.turns: list[Exchange] = []
+        self._cache = engine.new_cache()
+        self._cancelled = threading.Event()
+        self._answering = threading.Lock()
+
+    @property
+    def media(self) -> list[Medium]:
+        """Everything shown so far, in order."""
+        return [medium for turn in self.turns for medium in turn.media]
+
+    def say(
+        self,
+        text: str = "",
+        *,
+        images: Iterable[Shown | Medium] = (),
+        videos: Iterable[Shown | Medium] = (),
+        audios: Iterable[Shown | Medium] = (),
+        media: Iterable[Shown | Medium] = (),
+        sound: bool | None = None,
+        settings: GenerationSettings | None = None,
+    ) -> Reply:
+        """Ask, and wait for the answer.
+
+        Args:
+            text: the question.
+            images, videos, audios: shown before it, in this order.
+            media: more to show, in any order; what each is is found out from its content.
+            sound: let the sound of videos be heard, too; None where there is one and the model can hear, True insists.
+
+        Raises:
+            MediaError: a medium that cannot be used; the conversation is then as before.
+            ValueError: nothing said and nothing shown, or a question that does not fit into the context.
+        """
+        return self.stream(
+            text, images=images, videos=videos, audios=audios, media=media, sound=sound, settings=settings
+        ).reply
+
+    def stream(
+        self,
+        text: str = "",
+        *,
+        images: Iterable[Shown | Medium] = (),
+        videos: Iterable[Shown | Medium] = (),
+        audios: Iterable[Shown | Medium] = (),
+        media: Iterable[Shown | Medium] = (),
+        sound: bool | None = None,
+        settings: GenerationSettings | None = None,
+    ) -> Answer:
+        """As `say`, but the answer comes piece by piece; nothing is computed before the first is asked for."""
+        shown = self.attach(images=images, videos=videos, audios=audios, media=media, sound=sound)
+        return self._ask([*self.turns, _exchange(text, shown)], settings)
+
+    def attach(
+        self,
+        *,
+        images: Iterable[Shown | Medium] = (),
+        videos: Iterable[Shown | Medium] = (),
+        audios: Iterable[Shown | Medium] = (),
+        media: Iterable[Shown | Medium] = (),
+        sound: bool | None = None,
+    ) -> list[Medium]:
+        """Media to hand to `say`, with a video's sound behind it. Arguments and errors are those of `say`."""
+        engine = self.engine
+        shown = [engine.medium(source, "image") for source in images]
+        for source in videos:
+            shown += engine.video(source, sound)
+        shown += [engine.medium(source, "audio") for source in audios]
+        for source in media:
+            medium = engine.medium(source)
+            made_here = not isinstance(source, Medium)
+            shown += engine.video(medium, sound) if made_here and medium.modality == "video" else [medium]
+        return shown
+
+    def regenerate(self, settings: GenerationSettings | None = None) -> Reply:
+        """Answer the last question once more, instead of the answer it has.
+
+        Raises:
+            ValueError: when nothing was asked yet.
+        """
+        return self.stream_regenerate(settings).reply
+
+    def stream_regenerate(self, settings: GenerationSettings | None = None) -> Answer:
+        """As `regenerate`, piece by piece."""
+        last = self._turn(-1)
+        return self._ask([*self.turns[:-1], Exchange(last.text, last.media)], settings)
+
+    def edit(
+        self,
+        turn: int,
+        text: str | None = None,
+        media: Sequence[Shown | Medium] | None = None,
+        settings: GenerationSettings | None = None,
+    ) -> Reply:
+        """Ask an earlier question differently; what came after it is forgotten.
+
+        Args:
+            turn: its place in `turns`. text, media: what to replace; None leaves it as it was.
+        """
+        return self.stream_edit(turn, text, media, settings).reply
+
+    def stream_edit(
+        self,
+        turn: int,
+        text: str | None = None,
+        media: Sequence[Shown | Medium] | None = None,
+        settings: GenerationSettings | None = None,
+    ) -> Answer:
+        """As `edit`, piece by piece."""
+        old = self._turn(turn)
+        place = turn % len(self.turns)
+        shown = list(old.media) if media is None else self.attach(media=media)
+        return self._ask([*self.turns[:place], _exchange(old.text if text is None else text, shown)], settings)
+
+    def mute(self, which: int | str, muted: bool = True) -> list[Medium]:
+        """Let coming answers do without a medium (its number in `media`) or all of a modality, or bring it back.
+
+        Raises:
+            ValueError: when there is no such medium.
+        """
+        self._check_idle()
+        everything = self.media
+        if isinstance(which, str):
+            chosen = [medium for medium in everything if medium.modality == which]
+        else:
+            chosen = everything[which : which + 1] if which >= 0 else []
+        if not chosen:
+            raise ValueError(f"nothing is shown as '{which}'; shown so far: {len(everything)} media")
+        for medium in chosen:
+            medium.muted = muted
+        return chosen
+
+    def cancel(self) -> None:
+        """End the answer that is being given after its next token, from any thread; without one, do nothing."""
+        self._cancelled.set()
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self._check_idle()
+        self.turns = []
+        self._cache.reset()
+
+    def export(self, embed: bool = False) -> dict[str, Any]:
+        """The conversation as plain values for JSON (`chatbridge.inference.transcript.export`)."""
+        return transcript.export(self.turns, embed)
+
+    def save(self, file: str | Path, embed: bool = False) -> Path:
+        """Write the conversation to a JSON file, media by path or (`embed`) with their bytes."""
+        return transcript.save(self.turns, file, embed)
+
+    def load(self, source: str | Path | Mapping[str, Any], files: bool = True) -> None:
+        """Go on with a conversation that `save` or `export` gave, instead of this one.
+
+        Args:
+            source: the JSON file, or its content. files: whether media named by path may be read; for content only.
+
+        Raises:
+            ValueError: when it is no such conversation, or media are missing or have changed; nothing is replaced then.
+        """
+        self._check_idle()
+        given = isinstance(source, Mapping)
+        self.turns = (
+            transcript.restore(self.engine, source, files=files) if given else transcript.load(self.engine, source)
+        )
+
+    def _turn(self, index: int) -> Exchange:
+        if not -len(self.turns) <= index < len(self.turns):
+            raise ValueError(f"there is no turn {index}; the conversation has {len(self.turns)}")
+        return self.turns[index]
+
+    def _check_idle(self) -> None:
+        if self._answering.locked():
+            raise ValueError(BUSY)
+
+    def _ask(self, turns: list[Exchange], settings: GenerationSettings | None) -> Answer:
+        self._check_idle()
+        self._cancelled.clear()
+        reply = Reply(finish="cancelled")  # until another end is reached
+        return Answer(self._answer(self.turns, turns, settings or self.settings, reply), reply)
+
+    def _answer(
+        self, before: list[Exchange], turns: list[Exchange], settings: GenerationSettings, reply: Reply
+    ) -> Iterator[str]:
+        """Pieces of the answer to the last of `turns`, which become the conversation in place of `before`."""
+        if not self._answering.acquire(blocking=False):
+            raise ValueError(BUSY)
+        try:
+            if self.turns is not before:
+                raise ValueError("the conversation went on since this was asked; ask it again")
+            yield from self._answer_alone(turns, settings, reply)
+        finally:
+            self._answering.release()
+
+    def _answer_alone(self, turns: list[Exchange], settings: GenerationSettings, reply: Reply) -> Iterator[str]:
+        before, begun = self.turns, time.perf_counter()
+        text = VisibleText(self.engine.tokenizer, self.engine.format, self.engine.stop)
+        try:
+            prompt = self.engine.prompt(turns, settings)
+            self.turns = turns
+            for piece in self._pieces(prompt, settings, text, reply):
+                reply.first_seconds = reply.first_seconds or time.perf_counter() - begun
+                if piece:
+                    yield piece
+        except Exception:
+            self.turns = before
+            raise
+        finally:
+            reply.text, reply.token_ids, reply.seconds = text.text, text.ids, time.perf_counter() - begun
+            turns[-1].finish = reply.finish
+            if text.ids or reply.finish != "cancelled":
+                turns[-1].answer = reply.text
+            elif len(turns) <= len(before):  # another answer was wanted, and there is none
+                self.turns = before
+
+    def _pieces(self, prompt: Prompt, settings: GenerationSettings, text: VisibleText, reply: Reply) -> Iterator[str]:
+        """What each token (with beams: the whole answer) lets be shown; fills in the reply's account of itself."""
+        if settings.samples:
+            reply.seed = settings.seed if settings.seed is not None else random.SystemRandom().randrange(2**63)
+        cache = self._cache if self.reuse else self.engine.new_cache()
+        reply.dropped_turns, reply.prompt_positions = prompt.dropped, len(prompt.positions)
+        reply.reused_positions = cache.keep(prompt.positions)
+        task = Decoding(
+            cache=cache,
+            positions=prompt.positions,
+            embed=lambda start: self.engine.embed(prompt, start),
+            settings=settings,
+            most=self.engine.answer_length(settings),
+            seed=reply.seed or 0,
+        )
+        if settings.num_beams > 1:
+            ids = beams(task, lambda row: self._cancelled.is_set() or text.rule(row))
+            yield "".join(map(text.add, ids))
+        else:
+            stream = tokens(task)
+            while not (text.stopped or self._cancelled.is_set()):
+                token = next(stream, None)
+                if token is None:
+                    break
+                yield text.add(token)
+        if text.stopped or not self._cancelled.is_set():
+            reply.finish = "length" if len(text.ids) == task.most and not text.stopped else "stop"
+        yield text.end()
+
+
+def _exchange(text: str, media: list[Medium]) -> Exchange:
+    if not text and not media:
+        raise ValueError("nothing is asked and nothing shown; give a text, or something to look at or listen to")
+    return Exchange(text, media)

@@ -1,0 +1,96 @@
+"""What a perceiver's queries look at in a medium.
+
+Its layers compute attention without ever holding the probabilities; here they are computed a second time, from the
+same inputs, while the bridge runs as always. Shape letters: `chatbridge.common.batch`; H heads, C layers with
+cross-attention, S tokens of one frame or clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatbridge.models.bridge import Bridge
+from chatbridge.models.encoders import Beats, EvaVit
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention of every query over every encoder token.
+
+    Attributes:
+        weights_CNHQTS: probabilities; over T and S together they sum to 1.
+        layers: the numbers of the C layers.
+        grid: rows and columns of the tokens of one frame or clip, None where the encoder tells none; a picture's rows
+            go down, a spectrogram's rows go up in pitch and its columns forth in time.
+    """
+
+    weights_CNHQTS: Tensor
+    layers: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+
+    def on_grid(self) -> Tensor:
+        """The weights of the tokens that stand on the grid, without those that do not (CLS): [C, N, H, Q, T, R, W].
+
+        Raises:
+            ValueError: when the encoder tells no grid.
+        """
+        if self.grid is None:
+            raise ValueError("this encoder's tokens stand on no known grid; use weights_CNHQTS")
+        rows, columns = self.grid
+        return self.weights_CNHQTS[..., -rows * columns :].unflatten(-1, (rows, columns))
+
+
+@torch.no_grad()
+def cross_attention(bridge: Bridge, media_NT: Tensor) -> AttentionMaps:
+    """Attention of a bridge's queries over media [N, T, ...], in every layer that looks at the encoder's tokens."""
+    frames = media_NT.shape[1]
+    stack = bridge.perceiver.qformer.bert["encoder"]["layer"]
+    layers = [number for number, layer in enumerate(stack) if layer.crossattention is not None]
+    with captured([stack[number].crossattention for number in layers]) as maps:
+        bridge(media_NT)
+    weights_CNHQS = torch.stack(maps)
+    weights_CNHQTS = weights_CNHQS.unflatten(-1, (frames, -1))
+    grid = token_grid(bridge.encoder, media_NT)
+    if isinstance(bridge.encoder, Beats):
+        # BEATs' tokens go one time step after the other, low pitches first.
+        weights_CNHQTS = weights_CNHQTS.unflatten(-1, (grid[1], grid[0])).transpose(-1, -2).flatten(-2)
+    return AttentionMaps(weights_CNHQTS, tuple(layers), grid)
+
+
+@contextmanager
+def captured(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """While it is open, the list receives the probabilities [N, H, Q, S] of each of these `qformer.Attention`s that
+    runs, in running order."""
+    maps: list[Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda m, inputs: maps.append(_probabilities(m, *inputs)))
+               for module in modules]  # fmt: skip
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _probabilities(module: Any, x: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    q, k = (
+        module.self[name](source).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+        for name, source in (("query", x), ("key", tokens))
+    )
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def token_grid(encoder: nn.Module, media_NT: Tensor) -> tuple[int, int] | None:
+    """Rows and columns on which the tokens of one frame or clip stand; None for an encoder of unknown kind."""
+    if isinstance(encoder, EvaVit):
+        return tuple(encoder.patch_embed.grid_size)
+    if isinstance(encoder, Beats):
+        frames, bins = media_NT.shape[-2:]
+        return bins // encoder.config.patch_size, frames // encoder.config.patch_size
+    return None
