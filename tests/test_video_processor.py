@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import struct
 
 import numpy as np
@@ -216,3 +217,13 @@ def test_a_header_that_announces_billions_of_frames(folder, video):
 def test_too_large_frames(folder, video):
     with pytest.raises(MediaError, match="frames of 56 x 56 pixels, more than max_pixels = 100 allows"):
         processor(max_pixels=100).load(video)
+
+
+@pytest.mark.parametrize("playlist", ["ffconcat version 1.0\nfile clip.mp4\n", "#EXTM3U\n#EXTINF:10,\nclip.mp4\n"])
+def test_a_playlist_named_as_a_video_opens_no_other_file(folder, video, playlist):
+    """FFmpeg would follow it to any file that the process can read."""
+    shutil.copy(video, folder / "clip.mp4")
+    file = folder / "list.mp4"
+    file.write_text(playlist)
+    with pytest.raises(MediaError, match=r"list\.mp4"):
+        VideoProcessor(VideoConfig(image_size=28))(str(file))

@@ -13,6 +13,7 @@ from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
 from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable
+from chatbridge.processors.containers import open_container
 
 _BLOCK = 2**20
 
@@ -133,11 +134,9 @@ def _content(source: Source) -> str | None:
     except Exception:  # a damaged picture is one nevertheless: its processor says what is wrong with it
         return "image"
     try:
-        with av.open(readable(source)) as container:
+        with open_container(readable(source)) as container:
             # The cover of a record is a picture track, too.
             pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if container.format.name == "tty":  # FFmpeg draws plain text, too
-                return None
             return "video" if pictures else "audio" if container.streams.audio else None
     except av.FFmpegError:
         return None
@@ -153,7 +152,7 @@ def has_sound(source: Source) -> bool:
         return False
     opened = readable(source)
     try:
-        with av.open(opened) as container:
+        with open_container(opened) as container:
             return bool(container.streams.audio)
     except av.FFmpegError:
         return False

@@ -9,7 +9,7 @@ Sources: ISO/IEC 14496-12 (boxes), RFC 8794 (EBML), the RIFF specification.
 from __future__ import annotations
 
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from chatbridge.processors.base import MediaError, Source, name_of, readable
 
@@ -18,6 +18,25 @@ EBML_HEADER = 0x1A45DFA3
 EBML_SEGMENT = 0x18538067
 STREAMED_RIFF = 0x7FFFF000
 """Writers to a pipe cannot know the length and leave a number from here up (or zero)."""
+
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,wav,w64,flac,mp3,aac,aiff,au,caf,amr,"
+    "ac3,eac3,gif,m4v,h264,hevc,ivf,mxf,rm,nut"
+)
+"""FFmpeg's names of containers that hold sound or pictures themselves. Not among them: playlists (concat, hls, dash),
+which, under any name, make it open other files and addresses."""
+
+
+def open_container(opened: str | BinaryIO) -> Any:
+    """What PyAV makes of a sound or video file (or stream), by its content.
+
+    Raises:
+        av.error.FFmpegError: when it is damaged, or of none of `FORMATS`.
+    """
+    import av
+
+    return av.open(opened, options={"format_whitelist": FORMATS})
 
 
 def check_whole(source: Source) -> None:

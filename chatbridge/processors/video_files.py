@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from chatbridge.processors.base import Blob, MediaError, Source, name_of, suffix_of
-from chatbridge.processors.containers import check_whole
+from chatbridge.processors.containers import check_whole, open_container
 
 Chooser = Callable[[int], list[int]]
 """From the number of frames of a video to the indices of those wanted, in ascending order."""
@@ -56,9 +56,8 @@ def _read(path: str, name: str, choose: Chooser, max_pixels: int) -> list[np.nda
 
 def _probe(path: str, name: str, max_pixels: int) -> None:
     """What the file's header says, read by PyAV, which survives what decord does not."""
-    import av
 
-    with av.open(path) as container:
+    with open_container(path) as container:
         if not container.streams.video:
             raise MediaError(name, "has no picture track")
         track = container.streams.video[0]
@@ -83,14 +82,13 @@ def _with_decord(path: str, choose: Chooser) -> list[np.ndarray]:
 
 def _with_av(path: str, choose: Chooser) -> list[np.ndarray]:
     """From the start to the last frame wanted: slower on long videos, but it knows every width and codec."""
-    import av
 
-    with av.open(path) as container:
+    with open_container(path) as container:
         track = container.streams.video[0]
         count = sum(packet.size > 0 for packet in container.demux(track))
     wanted = choose(count)
     kept = {}
-    with av.open(path) as container:
+    with open_container(path) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in wanted:
                 # A phone held upright films lying frames and says so; decord obeys by itself.

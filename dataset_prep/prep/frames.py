@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chatbridge.processors.base import MediaError
-from chatbridge.processors.containers import check_whole
+from chatbridge.processors.containers import check_whole, open_container
 from chatbridge.processors.sampling import frame_groups, pick
 from chatbridge.processors.video_files import read_frames
 
@@ -57,11 +57,10 @@ def by_number(video: Path, count: int) -> list[np.ndarray]:
 
 def by_time(video: Path, fps: float) -> Iterator[np.ndarray]:
     """The frames on show at 0, 1/fps, 2/fps ... seconds, uint8 [H, W, 3] each."""
-    import av
 
     check_whole(video)
     try:
-        with av.open(str(video)) as container:
+        with open_container(str(video)) as container:
             if not container.streams.video:
                 raise MediaError(str(video), "has no picture track")
             wanted, start, shown = 0, None, None

@@ -21,7 +21,7 @@ from chatbridge.processors import (
     VideoProcessor,
 )
 from chatbridge.processors.base import MissingMedia, Source, readable
-from chatbridge.processors.containers import check_whole
+from chatbridge.processors.containers import check_whole, open_container
 from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
 from dataset_prep.prep.job import hash_of
 
@@ -64,7 +64,6 @@ def _image_header(source: Source) -> None:
 
 
 def _video_header(source: Source) -> None:
-    import av
 
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         frames = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ImageProcessor.extensions)
@@ -73,7 +72,7 @@ def _video_header(source: Source) -> None:
         return _image_header(frames[0])
     check_whole(source)
     try:
-        with av.open(readable(source)) as container:
+        with open_container(readable(source)) as container:
             found = bool(container.streams.video)
     except Exception as error:
         raise MediaError(str(getattr(source, "name", source)), f"is not a readable video ({error})") from error
@@ -83,11 +82,10 @@ def _video_header(source: Source) -> None:
 
 
 def _audio_header(source: Source) -> None:
-    import av
 
     check_whole(source)
     try:
-        with av.open(readable(source)) as container:
+        with open_container(readable(source)) as container:
             found = bool(container.streams.audio)
     except Exception as error:
         raise MediaError(str(getattr(source, "name", source)), f"is not a readable sound ({error})") from error
