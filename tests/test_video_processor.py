@@ -226,4 +226,4 @@ def test_a_playlist_named_as_a_video_opens_no_other_file(folder, video, playlist
     file = folder / "list.mp4"
     file.write_text(playlist)
     with pytest.raises(MediaError, match=r"list\.mp4"):
-        VideoProcessor(VideoConfig(image_size=28))(str(file))
+        processor().load(file)
