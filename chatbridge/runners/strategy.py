@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -140,3 +142,21 @@ def no_reduction(wrapped: nn.Module, wanted: bool) -> Iterator[None]:
     """Inside, backward passes add to the gradients of this process only."""
     with wrapped.no_sync() if wanted and isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext():
         yield
+
+
+def join_restarted(timeout: timedelta, cpu: bool) -> None:
+    """After a restart by torchrun on a single node, meet the other processes under names of this attempt.
+
+    The agent's store outlives its workers, and still holds the addresses of the dead ones, which gloo would try (PyTorch
+    2.11). With several nodes, agents count restarts differently: see docs/multinode.md.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if attempt == 0 or not shared or dist.is_initialized():
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world, is_master=False, timeout=timeout)
+    backend = "gloo" if cpu or not torch.cuda.is_available() else "nccl"
+    prefixed = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend, store=prefixed, rank=rank, world_size=world, timeout=timeout)

@@ -37,7 +37,7 @@ from chatbridge.runners.record import file_hashes, write_record
 from chatbridge.runners.resume import Resumed, find_resumable
 from chatbridge.runners.saving import CheckpointWriter, Snapshot
 from chatbridge.runners.step import OptimiserStep, StepResult
-from chatbridge.runners.strategy import Strategy
+from chatbridge.runners.strategy import Strategy, join_restarted
 from chatbridge.runners.validation import Validator
 from chatbridge.runners.watchdog import COMPUTING, READING, SAVING, VALIDATING, Watchdog
 
@@ -64,9 +64,10 @@ class TrainingRunner:
         if config.deterministic:
             make_deterministic()
         # The watchdog speaks first; a collective must not give up before it.
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.hang_seconds or 7 * 86400))
+        patience, cpu = timedelta(seconds=2 * config.hang_seconds or 7 * 86400), config.device == "cpu"
+        join_restarted(patience, cpu)
         self.accelerator = Accelerator(
-            mixed_precision=config.precision(), cpu=config.device == "cpu", kwargs_handlers=[patience]
+            mixed_precision=config.precision(), cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)]
         )
         self.output = Path(config.output_dir)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -143,6 +144,10 @@ class TrainingRunner:
     def _resume(self) -> Resumed | None:
         """Take over the state of the checkpoint that ``run.resume`` means, if there is one."""
         resumed = find_resumable(self.config, self.assembly.loaded.to_yaml(), self.hashes, self.world)
+        found = gather_object(["none" if resumed is None else resumed.folder.name])
+        if len(set(found)) > 1:
+            names = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(found))
+            raise ValueError(f"{self.output}: processes find different checkpoints ({names}); all nodes must share it")
         if resumed is None:
             return None
         self.model.load_trainable(resumed.weights)

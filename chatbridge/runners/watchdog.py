@@ -42,7 +42,7 @@ class Watchdog:
         if not self.seconds:
             return self
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = self.file.open("w", encoding="utf-8")
+        self._out = self.file.open("a", encoding="utf-8")  # torchrun starts anew: the stacks of before stay
         if self.world > 1:
             # The store through which the ranks found each other; it answers while a collective is stuck.
             self._store = dist.PrefixStore("chatbridge_watchdog", dist.distributed_c10d._get_default_store())
