@@ -147,8 +147,8 @@ def no_reduction(wrapped: nn.Module, wanted: bool) -> Iterator[None]:
 def join_restarted(timeout: timedelta, cpu: bool) -> None:
     """After a restart by torchrun on a single node, meet the other processes under names of this attempt.
 
-    The agent's store outlives its workers, and still holds the addresses of the dead ones, which gloo would try (PyTorch
-    2.11). With several nodes, agents count restarts differently: see docs/multinode.md.
+    The agent's store outlives its workers, and still holds the addresses of the dead ones, which gloo would try
+    (PyTorch 2.11). With several nodes, agents count restarts differently: see docs/multinode.md.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
