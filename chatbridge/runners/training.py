@@ -105,6 +105,8 @@ class TrainingRunner:
                 try:
                     self._loop()
                 except Exception as error:
+                    if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
+                        logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
                     self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
                     self._write_report()
                     raise
@@ -149,6 +151,7 @@ class TrainingRunner:
             names = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(found))
             raise ValueError(f"{self.output}: processes find different checkpoints ({names}); all nodes must share it")
         if resumed is None:
+            self.ledger.load_state_dict({"bytes": 0})  # of an attempt that ended before its first checkpoint
             return None
         self.model.load_trainable(resumed.weights)
         for optimizer, state in zip(self.optimizers, resumed.trainer["optimizers"], strict=True):
