@@ -1,0 +1,122 @@
+"""Answer OpenAI's clients over HTTP: ``python -m chatbridge.serve --cfg-path eval_configs/quickstart.yaml``.
+
+Listens on http://127.0.0.1:8000/v1 until SIGTERM or Ctrl-C. docs/serving.md says what may be asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from chatbridge.common.logging import setup_logging
+from chatbridge.inference import Engine, load_for_chat
+from chatbridge.inference.limits import MIB, add_arguments, from_arguments
+from chatbridge.serving import Endpoint, ServingOptions
+from chatbridge.serving.server import Server
+
+logger = logging.getLogger("chatbridge")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    setup_logging(True)
+    try:
+        options = serving_options(args)
+        loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
+        if loaded.config.run.threads:
+            torch.set_num_threads(loaded.config.run.threads)
+        engine = Engine.load(loaded, device=args.device)
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        if "quickstart" in str(args.cfg_path):
+            print("hint: `make quickstart` makes this model", file=sys.stderr)
+        return 1
+    if not is_loopback(args.host) and not options.keys:
+        logger.warning("everybody who can reach %s may ask: give --api-key-env, or leave --host as it is", args.host)
+    return Server(Endpoint(engine, options), args.host, args.port, args.grace).run_to_the_end()
+
+
+def serving_options(args: argparse.Namespace) -> ServingOptions:
+    """What a command line asks for.
+
+    Raises:
+        ValueError: for values out of range, a folder or keys that are not there.
+    """
+    return ServingOptions(
+        model_name=args.model_name or Path(args.cfg_path).stem,
+        limits=from_arguments(args),
+        max_body=round(args.max_request_mb * MIB),
+        folder=args.media_folder,
+        keys=api_keys(args.api_key_env),
+        parallel=args.parallel,
+        queue=args.queue,
+        cache_positions=args.cache_positions,
+        separate=args.separate,
+        system=args.system_messages,
+    )
+
+
+def api_keys(variable: str | None) -> tuple[str, ...]:
+    """The keys in an environment variable, separated by commas; none without one.
+
+    Raises:
+        ValueError: when the variable is not set.
+    """
+    if variable is None:
+        return ()
+    keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
+    if not keys:
+        raise ValueError(f"--api-key-env: the environment has no {variable}, or it is empty; set it to the API key")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    usual = ServingOptions(model_name="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="the model's YAML")
+    parser.add_argument("--checkpoint", help="instead of those that the YAML names under model.weights")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
+    parser.add_argument("--model-name", help="what clients call the model; the YAML's name without its ending")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; give --api-key-env then")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the API key")
+    parser.add_argument("--media-folder", type=Path, metavar="DIR", help="requests may name files below it")
+    parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers at a time")
+    parser.add_argument("--queue", type=int, default=usual.queue, help="requests that may wait; others are told 429")
+    parser.add_argument(
+        "--cache-positions", type=int, default=usual.cache_positions,
+        help="positions whose keys and values are kept for further turns; 0 for none",
+    )  # fmt: skip
+    parser.add_argument("--separate", action="store_true", help="reuse nothing across API keys and users")
+    parser.add_argument(
+        "--system-messages", choices=("refuse", "ignore", "prepend"), default=usual.system,
+        help="prepend puts them before the first question",
+    )  # fmt: skip
+    parser.add_argument("--grace", type=float, default=3.0, help="seconds for answers to end after SIGTERM")
+    parser.add_argument(
+        "--max-request-mb", type=float, default=usual.max_body / MIB, help="of a whole request, in MiB"
+    )  # fmt: skip
+    add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Requests and responses as they travel: the part of OpenAI's chat completions that a multimodal model can honour.
+
+Fields that would change an answer in ways that are not supported are refused, not ignored; so are unknown ones, which
+are often mistyped. Source: OpenAI's API reference, "Create chat completion"; `video_url` and `audio_url` are vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from chatbridge.inference import GenerationSettings
+from chatbridge.serving.errors import ApiError
+
+
+class Strict(BaseModel):
+    """Refuses fields that it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Text(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Place(BaseModel):
+    """Where a medium is: a data URL, or a file below the media folder. OpenAI's `detail` has no meaning here."""
+
+    url: str
+
+
+class VideoPlace(Place):
+    """`sound`: let the video's sound be heard, too; None where there is one and the model can hear."""
+
+    sound: bool | None = None
+
+
+class Sound(BaseModel):
+    """A sound in base64; what it is, is found out from its content, and not from `format`."""
+
+    data: str
+    format: str | None = None
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: Place
+
+
+class VideoPart(BaseModel):
+    type: Literal["video_url"]
+    video_url: VideoPlace
+
+
+class AudioPart(BaseModel):
+    type: Literal["audio_url"]
+    audio_url: Place
+
+
+class InputAudioPart(BaseModel):
+    type: Literal["input_audio"]
+    input_audio: Sound
+
+
+MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
+
+
+MOST_MESSAGES, MOST_PARTS = 4096, 256
+"""In a request, and in a message."""
+
+
+def _parts(content: Any) -> Any:
+    """A text alone is a list of one part."""
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+TextParts = Annotated[list[Text], Field(max_length=MOST_PARTS), BeforeValidator(_parts)]
+Part = Annotated[Text | ImagePart | VideoPart | AudioPart | InputAudioPart, Field(discriminator="type")]
+
+
+class SystemMessage(BaseModel):
+    role: Literal["system", "developer"]
+    content: TextParts
+
+
+class UserMessage(BaseModel):
+    role: Literal["user"]
+    content: Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_parts)]
+
+
+class AssistantMessage(BaseModel):
+    """Clients send back whole messages that they were given: what else is in them is ignored, tool calls excepted."""
+
+    role: Literal["assistant"]
+    content: TextParts = []
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+}
+"""Parameters of OpenAI's that are refused unless they say what holds anyway."""
+
+IGNORED = (
+    "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls", "verbosity",
+)  # fmt: skip
+"""Parameters of OpenAI's that change no answer."""
+
+
+class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions. Limits of numbers are those of `GenerationSettings`."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    num_beams: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, neutral in UNSUPPORTED.items():
+            if data.get(name) not in neutral:
+                raise ValueError(f"{name} is not supported; leave it out")
+        return {name: value for name, value in data.items() if name not in UNSUPPORTED and name not in IGNORED}
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end the answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def settings(self) -> GenerationSettings:
+        """How the answer is drawn.
+
+        Raises:
+            ApiError: for a value out of range.
+        """
+        longest = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        given = {"max_new_tokens": longest} | {
+            name: getattr(self, name)
+            for name in ("temperature", "top_p", "seed", "top_k", "repetition_penalty", "num_beams")
+        }
+        try:
+            return GenerationSettings(**{name: value for name, value in given.items() if value is not None})
+        except ValueError as error:
+            raise ApiError(400, str(error).replace("max_new_tokens", "max_tokens"), "invalid_value") from error
+
+
+def read_request(body: bytes) -> ChatRequest:
+    """The request in a body.
+
+    Raises:
+        ApiError: naming the first field that is wrong, without its value.
+    """
+    try:
+        request = ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        param = _path(first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = "is no parameter of this endpoint; leave it out (docs/serving.md lists them)"
+        message = f"{param}: {reason}" if param else reason
+        raise ApiError(400, message[:500], "invalid_request", param[:100] or None) from None
+    if not all(request.stops) or len(request.stops) > 16:
+        raise ApiError(400, "stop takes up to 16 texts, none of them empty", "invalid_value", "stop")
+    return request
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """Such as messages[0].content[1].text, without the names of the variants that pydantic tried."""
+    path = ""
+    variants = {"user", "system", "developer", "assistant", "text", "image_url", "video_url", "audio_url"}
+    variants.add("input_audio")
+    for before, part in zip((None, *loc), loc, strict=False):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not (isinstance(before, int) and part in variants):
+            path += f".{part}" if path else part
+    return path
+
+
+class TokenDetails(BaseModel):
+    """`cached_tokens`: positions that had been read for an earlier request, and were not read again."""
+
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """`prompt_tokens` counts positions: tokens, and the rows of media."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: TokenDetails
+
+
+class Extras(BaseModel):
+    """What OpenAI's format has no place for: the seed that was drawn, and old turns that no longer fitted."""
+
+    seed: int | None = None
+    dropped_turns: int = 0
+
+
+Finish = Literal["stop", "length"]
+
+
+class Said(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: Said
+    logprobs: None = None
+    finish_reason: Finish
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    chatbridge: Extras
+
+
+class Sparse(BaseModel):
+    """Leaves out what is not there, where OpenAI does."""
+
+    @model_serializer(mode="wrap")
+    def _present(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class Delta(Sparse):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: Finish | None = None
+
+
+class Chunk(Sparse):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    chatbridge: Extras | None = None
+
+
+class Model(BaseModel):
+    """`modalities`: what can be shown to it; an addition to OpenAI's fields."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "chatbridge"
+    modalities: list[str]
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
