@@ -136,7 +136,7 @@ def slow_disk(rank: int) -> None:
 
 def test_many_kills_at_any_moment(tmp_path):
     """Kills at random moments, and in the middle of writing a checkpoint, until the run is through."""
-    yaml = prepare(tmp_path, max_steps=60, checkpoint_every=3)
+    yaml = prepare(tmp_path, max_steps=160, checkpoint_every=3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert Run(whole, arguments(yaml, whole)).wait() == [0]
     rng = random.Random(0)
@@ -147,7 +147,7 @@ def test_many_kills_at_any_moment(tmp_path):
             caught = run.until(lambda: list((parts / "checkpoints").glob(".*")))
         else:
             caught = run.until((parts / "metrics.jsonl").exists)
-            time.sleep(rng.random() * 0.6)
+            time.sleep(rng.random() * 0.5)
         if not caught or not run.alive:
             break
         run.kill()
