@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_architecture(tree, fails, tmp_path):
     tree["model"]["bridges"]["vision"]["perceiver"]["width"] = 64
     tree["model"]["bridges"]["vision"]["perceiver"]["num_queries"] = 8
     said = fails(tree)  # resume: auto finds the checkpoint of the run before
-    assert "another architecture" in said and "bridges.vision.perceiver" in said
+    assert "bridges.vision.perceiver.width: 32 -> 64" in said and "bridges.vision.perceiver.num_queries: 4 -> 8" in said
     tree["run"]["resume"] = None
     tree["model"]["weights"] = [str(tmp_path / "output")]
     assert "another architecture" in fails(tree)

@@ -84,7 +84,7 @@ def test_state_names_shard_offset_buffer_and_cursor(tmp_path):
     assert state["step"] == 2 and state["drawn"] == {"far": 2}
     (lane,) = state["lanes"]["far"][0]["lists"]
     assert lane.keys() == {"epoch", "window", "taken", "runs", "next"}
-    assert sum(end - start for _, start, end in lane["runs"]) == 5 and lane["taken"] == 3
+    assert sum(end - start for _, start, end, _ in lane["runs"]) == 5 and lane["taken"] == 3
 
 
 def test_map_style_and_numbered_shards_do_not_care_about_workers(tmp_path):

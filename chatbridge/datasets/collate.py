@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.batch import IGNORE, MIXED, TEXT, MultimodalBatch
+from chatbridge.common.raw import RawMedia, stack_media
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.packing import first_fit
@@ -21,13 +24,13 @@ class Example:
 
     Attributes:
         tokens: ids, labels and slots.
-        media: modality -> tensors [T, ...], one per medium, in the order of the sample's slots.
+        media: modality -> tensors [T, ...] (or raw media of N = 1), one per medium, in the order of the sample's slots.
         references: acceptable answers (evaluation).
         group: free label that evaluation reports by.
     """
 
     tokens: TokenizedSample
-    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    media: dict[str, list[Tensor | RawMedia]] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
     group: str = ""
 
@@ -63,14 +66,18 @@ class Collator:
         """A collator with the ids of a tokenizer."""
         return cls(tokenizer.bos_id, tokenizer.pad_id, padding, compat)
 
-    def __call__(self, examples: Sequence[Example], dataset: str = "") -> MultimodalBatch:
+    def __call__(self, examples: Sequence[Example], sources: str | Sequence[str] = "") -> MultimodalBatch:
         """One batch.
+
+        Args:
+            sources: the dataset that the examples are from, or that of each.
 
         Raises:
             ValueError: no examples; media that do not match the slots (with both counts); shapes that differ.
         """
         if not examples:
             raise ValueError("a batch needs at least one sample")
+        sources = [sources] * len(examples) if isinstance(sources, str) else list(sources)
         outside_bos = self.compat == "original" and self.padding == "left"
         prefix = [] if self.bos_id is None or outside_bos else [self.bos_id]
         rows = [[example] for example in examples]
@@ -78,14 +85,16 @@ class Collator:
             packed = first_fit([len(prefix) + len(example.tokens) for example in examples], self.pack)
             rows = [[examples[number] for number in row] for row in packed]
             examples = [example for row in rows for example in row]
-        media = _stack_media(examples)
+            sources = [sources[number] for row in packed for number in row]
+        media = _stack_media(examples, sources)
         tensors = self._rows(rows, prefix, sorted(media))
         if self.pack is None:
             tensors |= {"position_ids_BL": None, "samples_BL": None}
         batch = MultimodalBatch(
             ids=[example.tokens.id for example in examples],
             media=media,
-            dataset=dataset,
+            dataset=sources[0] if len(set(sources)) == 1 else MIXED,
+            sources=sources,
             references=[example.references for example in examples],
             groups=[example.group for example in examples],
             **tensors,
@@ -95,30 +104,50 @@ class Collator:
     def _rows(self, rows: list[list[Example]], prefix: list[int], modalities: list[str]) -> dict[str, Tensor]:
         """The batch's tensors [B, L], by the names of its fields."""
         sizes = [sum(len(prefix) + len(example.tokens) for example in row) for row in rows]
-        ids = torch.full((len(rows), max(sizes)), self.pad_id, dtype=torch.int64)
-        mask, labels, positions = torch.zeros_like(ids), torch.full_like(ids, IGNORE), torch.zeros_like(ids)
-        slots, samples = torch.full_like(ids, TEXT), torch.full_like(ids, -1)
+        shape = len(rows), max(sizes)
+        # Filled as arrays: so many small writes take four times as long on tensors.
+        ids, labels = np.full(shape, self.pad_id, np.int64), np.full(shape, IGNORE, np.int64)
+        mask, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        slots, samples = np.full(shape, TEXT, np.int64), np.full(shape, -1, np.int64)
         number = 0
         for row, (examples, size) in enumerate(zip(rows, sizes, strict=True)):
-            start = 0 if self.padding == "right" else ids.shape[1] - size
+            start = 0 if self.padding == "right" else shape[1] - size
             for example in examples:
                 tokens, first = example.tokens, start + len(prefix)
                 end = first + len(tokens)
-                ids[row, start:end] = torch.tensor(prefix + tokens.input_ids, dtype=torch.int64)
+                ids[row, start:end] = prefix + tokens.input_ids
                 mask[row, start:end] = 1
-                positions[row, start:end] = torch.arange(end - start)
+                positions[row, start:end] = np.arange(end - start)
                 samples[row, start:end] = number
-                labels[row, first:end] = torch.tensor(tokens.labels, dtype=torch.int64)
+                labels[row, first:end] = tokens.labels
                 if self.pack is not None:
                     labels[row, start] = IGNORE  # in a row of its own, nothing would predict it
                 for slot in tokens.slots:
                     at = first + slot.start
                     slots[row, at : at + slot.length] = modalities.index(slot.modality)
                 start, number = end, number + 1
-        return {
+        arrays = {
             "input_ids_BL": ids, "attention_mask_BL": mask, "labels_BL": labels, "slots_BL": slots,
             "position_ids_BL": positions, "samples_BL": samples,
         }  # fmt: skip
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _by_value(batch: MultimodalBatch) -> tuple:
+    """How a batch travels between processes: its few numbers per position as bytes.
+
+    Tensors would be a file in shared memory each, handed over in a connection of its own.
+    """
+    parts = {part.name: getattr(batch, part.name) for part in fields(batch)}
+    small = {name: value.numpy() for name, value in parts.items() if isinstance(value, Tensor)}
+    return _arrived, (small, {name: value for name, value in parts.items() if name not in small})
+
+
+def _arrived(small: dict[str, np.ndarray], rest: dict[str, Any]) -> MultimodalBatch:
+    return MultimodalBatch(**{name: torch.from_numpy(array) for name, array in small.items()}, **rest)
+
+
+ForkingPickler.register(MultimodalBatch, _by_value)
 
 
 def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch:
@@ -138,10 +167,11 @@ def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch
     return batch
 
 
-def _stack_media(examples: Sequence[Example]) -> dict[str, Tensor]:
+def _stack_media(examples: Sequence[Example], sources: Sequence[str]) -> dict[str, Tensor | RawMedia]:
     """Modality -> [N, T, ...], sample by sample, after the counts and shapes were compared."""
-    gathered: dict[str, list[Tensor]] = {}
-    for example in examples:
+    gathered: dict[str, list[Tensor | RawMedia]] = {}
+    shapes: dict[str, dict[tuple[int, ...], str]] = {}  # modality -> shape -> the first dataset with it
+    for example, source in zip(examples, sources, strict=True):
         wanted: dict[str, int] = {}
         for slot in example.tokens.slots:
             wanted[slot.modality] = wanted.get(slot.modality, 0) + slot.count
@@ -154,12 +184,11 @@ def _stack_media(examples: Sequence[Example]) -> dict[str, Tensor]:
                 )
         for modality in wanted:
             gathered.setdefault(modality, []).extend(example.media[modality])
-    return {modality: _stack(modality, tensors, examples) for modality, tensors in sorted(gathered.items())}
-
-
-def _stack(modality: str, tensors: list[Tensor], examples: Sequence[Example]) -> Tensor:
-    shapes = {tuple(t.shape) for t in tensors}
-    if len(shapes) > 1:
-        names = ", ".join(example.tokens.id for example in examples)
-        raise ValueError(f"media of '{modality}' differ in shape within one batch: {sorted(shapes)} (samples {names})")
-    return default_collate(tensors)  # stacks; in a worker straight into the memory that the training process reads
+            for tensor in example.media[modality]:
+                shapes.setdefault(modality, {}).setdefault(tuple(tensor.shape), source)
+    for modality, found in shapes.items():
+        if len(found) > 1:
+            told = ", ".join(f"{shape} in '{source}'" if source else str(shape) for shape, source in found.items())
+            names = ", ".join(example.tokens.id for example in examples)
+            raise ValueError(f"media of '{modality}' differ in shape within one batch: {told} (samples {names})")
+    return {modality: stack_media(tensors) for modality, tensors in sorted(gathered.items())}

@@ -140,11 +140,12 @@ class SequenceLane:
 class ListLane:
     """One list's shards as a lane reads them: epoch after epoch, shuffled inside windows of samples.
 
-    The window is the shuffle buffer. Its samples are told by runs ``[unit, first, end]`` of sample numbers, from
-    which it is filled again after a restart; `next` is where reading goes on behind it.
+    The window is the shuffle buffer. Its samples are told by runs ``[unit, first, end, offset]`` of sample numbers,
+    from which it is filled again after a restart; `next` is where reading goes on behind it: ``[unit, number,
+    offset]``. Offsets are those of the (first) sample's bytes in its tar, 0 where they are not known.
     """
 
-    START: State = {"epoch": 0, "window": -1, "taken": 0, "runs": [], "next": [0, 0]}
+    START: State = {"epoch": 0, "window": -1, "taken": 0, "runs": [], "next": [0, 0, 0]}
 
     def __init__(self, dataset: ShardDataset, number: int, seed: int, lane: int, lanes: int, state: State):
         self.dataset, self.seed, self.lane, self.lanes = dataset, seed, lane, lanes
@@ -152,8 +153,8 @@ class ListLane:
         self.salt = name_number(f"{dataset.name}/{number}")
         self.parts = -(-lanes // len(self.shards))  # fewer shards than lanes: several lanes share each
         self.epoch, self.window, self.taken = state["epoch"], state["window"], state["taken"]
-        self.runs = [list(run) for run in state["runs"]]
-        self.next = list(state["next"])
+        self.runs = [[*run, 0][:4] for run in state["runs"]]  # older states have no offsets
+        self.next = [*state["next"], 0][:3]
         self._items: list[tuple[int, int, dict | None]] | None = None if self.runs else []
         self._order: np.ndarray = np.arange(0)
         self._reader: Iterator[tuple[int, int, dict]] | None = None
@@ -217,23 +218,23 @@ class ListLane:
                 if self.runs and self.runs[-1][0] == unit:
                     self.runs[-1][2] = number + 1
                 else:
-                    self.runs.append([unit, number, number + 1])
-                self.next = [unit, number + 1]
+                    self.runs.append([unit, number, number + 1, sample["__span__"][0]])
+                self.next = [unit, number + 1, sample["__span__"][1]]
                 if len(self._items) >= max(1, self.dataset.config.shuffle):
                     break
             if self._items:
                 self.window += 1
                 self._shuffle()
                 return
-            self.epoch, self.window, self.next, self._reader = self.epoch + 1, -1, [0, 0], None
+            self.epoch, self.window, self.next, self._reader = self.epoch + 1, -1, [0, 0, 0], None
         last = f"; the last: {self._notes[-1].file}: {self._notes[-1].reason}" if self._notes else ""
         raise ValueError(f"dataset '{self.dataset.name}': no shard gives a sample in {MAX_TRIES} epochs{last}")
 
     def _refill(self) -> None:
         """Read the window of a saved state again."""
         self._items = []
-        for unit, first, end in self.runs:
-            found = {number: sample for _, number, sample in self._one(unit, first, end)}
+        for unit, first, end, offset in self.runs:
+            found = {number: sample for _, number, sample in self._one(unit, first, end, offset)}
             part = self.units()[unit][1]
             numbers = [n for n in range(first, end) if n % self.parts == part]
             self._items += [(unit, number, found.get(number)) for number in numbers]
@@ -242,13 +243,13 @@ class ListLane:
 
     def _read(self) -> Iterator[tuple[int, int, dict]]:
         """The samples of the epoch from `next` on."""
-        unit, start = self.next
+        unit, start, offset = self.next
         while unit < len(self.units()):
-            yield from self._one(unit, start, None)
-            unit, start = unit + 1, 0
-            self.next = [unit, start]
+            yield from self._one(unit, start, None, offset)
+            unit, start, offset = unit + 1, 0, 0
+            self.next = [unit, start, offset]
 
-    def _one(self, unit: int, start: int, end: int | None) -> Iterator[tuple[int, int, dict]]:
+    def _one(self, unit: int, start: int, end: int | None, offset: int) -> Iterator[tuple[int, int, dict]]:
         """(unit, number, sample) of this lane's part of a unit's shard, numbers from `start` to before `end`."""
         index, part = self.units()[unit]
         shard, config = self.shards[index], self.dataset.config
@@ -257,7 +258,7 @@ class ListLane:
             self._note(shard, number, f"opened again after: {reason}", 0)
 
         try:
-            for number, sample in samples(shard, start, config.retries, config.retry_seconds, failed):
+            for number, sample in samples(shard, start, config.retries, config.retry_seconds, failed, offset):
                 if end is not None and number >= end:
                     return
                 if number % self.parts == part:

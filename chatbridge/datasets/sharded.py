@@ -238,36 +238,55 @@ class ShardDataset(TaskDataset):
         name = members["__key__"]
         where = f"{shard.url}/{name}"
         try:
-            entry = _entry(members)
-            record = Record.parse({"id": name, **entry}, 0, self.parts.task.compat)
-            record = replace(record, shared=record.shared or (name,))
+            record = Record.parse({"id": name, **_entry(members)}, 0, self.parts.task.compat)
+            if not record.shared:
+                record = replace(record, shared=(name,))
             for kind in self.kinds:
                 record.check(kind, not self.open)
         except ValueError as error:
             raise MediaError(f"{where}.json", str(error)) from error
-        files = dict(record.files)
-        for modality in {m for kind in self.kinds for m in kind.modalities}:
-            files[modality] = self._references(where, record.files_of(modality), modality, members, place)
-        return replace(record, files=files)
+        for modality in {modality for kind in self.kinds for modality in kind.modalities}:
+            # The record was made here, and so was its table of files.
+            record.files[modality] = self._references(where, record.files_of(modality), modality, members, place)
+        return record
 
     def _references(
         self, where: str, names: Sequence[str], modality: str, members: Mapping[str, Any], place: Any
     ) -> tuple[Reference, ...]:
-        """One member for each file that the record names: of the same ending, else the next that fits the modality."""
-        endings = self.processors[modality].extensions
-        by_length = sorted(members, key=lambda e: (len(e), e))  # 2.jpg before 10.jpg
-        free = [e for wanted in endings for e in by_length if f".{e}".endswith(wanted) and e[:2] != "__"]
+        """One member for each file that the record names: see `choose_members`."""
+        endings = tuple(self.processors[modality].extensions)
         found = []
-        for name in names:
-            same = [e for e in free if "." in str(name) and e.endswith(str(name).rsplit(".", 1)[1].lower())]
-            if not free:
+        for name, chosen in zip(names, choose_members(names, members, endings), strict=True):
+            if chosen is None:
                 raise MediaError(where, f"has no {modality} for '{name}' (looked for {' '.join(endings)})")
-            chosen = (same or free)[0]
-            free.remove(chosen)
             data = None if place is not None else members[chosen]
             spot = None if place is None else (*place, chosen)
             found.append(Reference.of(f"{where}.{chosen}", spot, data))
         return tuple(found)
+
+
+def choose_members(names: Sequence[str], members: Mapping[str, Any], endings: tuple[str, ...]) -> list[str | None]:
+    """The member of a sample that stands for each file that its entry names, by ending; None where there is none left.
+
+    That is the member of the very name (``0017.1.jpg``); for other names one with the same ending, else the next one
+    that has one of `endings`: in their order, then 2.jpg before 10.jpg.
+    """
+    ranked = []
+    for ending in members:
+        if f".{ending}".endswith(endings) and ending[:2] != "__":
+            rank = next(i for i, wanted in enumerate(endings) if f".{ending}".endswith(wanted))
+            ranked.append((rank, len(ending), ending))
+    free = [ending for _, _, ending in sorted(ranked)]
+    stem = members["__key__"].rpartition("/")[2]
+    by_name = {f"{stem}.{ending}".lower(): ending for ending in free}
+    chosen = [by_name.pop(str(name).rpartition("/")[2].lower(), None) for name in names]
+    free = [ending for ending in free if ending not in chosen]
+    for number, name in enumerate(names):
+        if chosen[number] is None and free:
+            last = str(name).rpartition(".")[2].lower() if "." in str(name) else None
+            chosen[number] = next((ending for ending in free if last and ending.endswith(last)), free[0])
+            free.remove(chosen[number])
+    return chosen
 
 
 def _entry(members: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatbridge.common.raw import RawMedia, finished
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
 from chatbridge.models.perceiver import Perceiver, PerceiverConfig, unshareable
@@ -77,12 +78,16 @@ class Bridge(nn.Module):
         self.projection = shared.projection if shared else nn.Linear(config.perceiver.width, llm_width)
         self.num_queries = config.perceiver.num_queries
 
-    def forward(self, media_NT: Tensor) -> Tensor:
+    def forward(self, media_NT: Tensor | RawMedia) -> Tensor:
         return self.perceive(self.features(media_NT))
 
     @torch.no_grad()
-    def features(self, media_NT: Tensor) -> Tensor:
-        """The frozen part: media [N, T, ...] to encoder tokens [N, T, S, E], all frames in one encoder call."""
+    def features(self, media_NT: Tensor | RawMedia) -> Tensor:
+        """The frozen part: media [N, T, ...] to encoder tokens [N, T, S, E], all frames in one encoder call.
+
+        Raw media are finished here: workers and the way to the device carry their smaller form.
+        """
+        media_NT = finished(media_NT)
         return self.encoder(media_NT.flatten(0, 1)).unflatten(0, media_NT.shape[:2])
 
     def perceive(self, features_NTSE: Tensor) -> Tensor:

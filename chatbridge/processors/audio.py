@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
-import torchaudio
 from torch import Tensor
-from torchaudio.compliance import kaldi
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of
+from chatbridge.processors.filter_banks import FULL_SCALE, Clip, FilterBank, RawSounds
 from chatbridge.processors.sampling import pick, split_groups
 from chatbridge.processors.sound_files import SOUNDFILE_EXTENSIONS, read_sound
+from chatbridge.processors.time_limit import READ_SECONDS
 from chatbridge.processors.video import VIDEO_EXTENSIONS
-
-FRAME_LENGTH_MS = 25
-FRAME_SHIFT_MS = 10
-INT16_SCALE = 2.0**15
-"""Kaldi works on samples of 16-bit size, files are read as [-1, 1)."""
 
 MAX_PEAK = 1e6
 """Far over full scale; from about 1e12 up, energies overflow."""
@@ -39,6 +33,15 @@ class AudioConfig:
     std: float = key(6.55582, help="half of what they are then divided by")
     channel: str = key("first", choices=("first", "mean"), help="what becomes of stereo; published: first")
     max_seconds: float = key(3600.0, help="a longer sound is refused", unit="seconds", low=0.0)
+    read_seconds: float = key(
+        READ_SECONDS, help="a sound track that is not decoded in this time is refused", unit="seconds", low=0.1
+    )
+    finish: str = key(
+        "worker",
+        choices=("worker", "device"),
+        help="where the filter banks of training sounds are computed; device: workers hand on the samples, which are "
+        "resampled there, too. Evaluation is as with worker",
+    )
     compat: str = key(
         "default",
         choices=("default", "original"),
@@ -62,15 +65,14 @@ class AudioProcessor:
         if config.std <= 0:
             raise ValueError(f"std must be above 0, got {config.std}")
         self.config = config
-        self.window = config.sample_rate * FRAME_LENGTH_MS // 1000
-        self.shift = config.sample_rate * FRAME_SHIFT_MS // 1000
+        self.bank = FilterBank(config.sample_rate, config.mel_bins, config.frames_per_clip, config.mean, config.std)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.config.clips, self.config.frames_per_clip, self.config.mel_bins)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | None:
-        """float32 [clips, frames, mel]; `rng` given means training.
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds | None:
+        """float32 [clips, frames, mel]; `rng` given means training, raw with ``finish: device``.
 
         Raises:
             MediaError: missing, unreadable or truncated file, no sound track, not one sample, samples that are not
@@ -79,81 +81,82 @@ class AudioProcessor:
         With ``compat="original"`` a missing file gives zeros, and a sound shorter than one window gives None.
         """
         try:
-            waveform, rate = read_sound(source, self.config.max_seconds)
+            waveform, rate = read_sound(source, self.config.max_seconds, True, self.config.read_seconds)
         except MissingMedia:
             if self.config.compat == "original":
                 return torch.zeros(self.shape)
             raise
         try:
-            return self.clips(waveform, rate, rng)
+            raw = self.raw(waveform, rate, rng)
         except ValueError as error:
             raise MediaError(name_of(source), str(error)) from error
+        if raw is None or (rng is not None and self.config.finish == "device"):
+            return raw
+        return raw.finished()[0]
 
     def blank(self) -> Tensor:
         """Silence that fills every clip, put through the same pipeline (about -2.4 everywhere, not 0)."""
         c = self.config
-        samples = self.window + (c.clips * c.frames_per_clip - 1) * self.shift
+        samples = self.bank.window + (c.clips * c.frames_per_clip - 1) * self.bank.shift
         return self.clips(torch.zeros(1, samples), c.sample_rate)
 
     def features(self, waveform: Tensor, rate: int) -> Tensor:
         """Log mel energies of a whole waveform [channels, samples], before normalisation: [frames, mel]."""
-        return self._fbank(self._at_least_one_frame(self._prepare(waveform, rate)))
+        samples = self._prepare(waveform, rate)
+        short = self.bank.window - samples.shape[1]
+        return self.bank.energies(torch.nn.functional.pad(samples, (0, short)) if short > 0 else samples)
+
+    def _prepare(self, waveform: Tensor, rate: int) -> Tensor:
+        """A whole waveform [channels, samples] as float32 [1, samples] at the configured rate, in 16-bit scale."""
+        mono = self._mono(waveform)[None]
+        return self.bank.resampled(mono * FULL_SCALE if mono.is_floating_point() else mono.float(), rate)
 
     def clips(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> Tensor | None:
-        """The clips [clips, frames_per_clip, mel] that a waveform [channels, samples] at `rate` Hz gives.
+        """The clips [clips, frames_per_clip, mel] that a waveform gives; arguments and errors as of `raw`."""
+        raw = self.raw(waveform, rate, rng)
+        return None if raw is None else raw.finished()[0]
 
-        Only the clips that are taken are analysed: a frame's energies depend on its own 25 ms alone.
+    def raw(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> RawSounds | None:
+        """The clips that are taken from a waveform [channels, samples] at `rate` Hz, float in [-1, 1) or int16.
+
+        Only these clips are resampled and analysed: a frame's energies depend on its own 25 ms alone.
 
         Raises:
             ValueError: when there is no sample, or one that is not a number.
         """
-        c, per_clip = self.config, self.config.frames_per_clip
+        c, bank, per_clip = self.config, self.bank, self.config.frames_per_clip
         if waveform.shape[-1] == 0:
             raise ValueError("has no samples (a length of zero)")
-        peak = float(waveform.abs().amax())
-        if not peak <= MAX_PEAK:  # also when it is not a number
-            raise ValueError(f"has samples that are not sound (peak {peak:g}, full scale is 1)")
-        samples = self._prepare(waveform, rate)
-        if samples.shape[1] < self.window and c.compat == "original":
+        if waveform.is_floating_point():
+            peak = float(waveform.abs().amax())
+            if not peak <= MAX_PEAK:  # also when it is not a number
+                raise ValueError(f"has samples that are not sound (peak {peak:g}, full scale is 1)")
+        mono = self._mono(waveform)
+        length = bank.length(len(mono), rate)
+        if length < bank.window and c.compat == "original":
             return None
-        samples = self._at_least_one_frame(samples)
-        frames = 1 + (samples.shape[1] - self.window) // self.shift
+        if length < bank.window and rate != c.sample_rate:
+            # What is padded to one frame is the resampled sound; in a batch, its filter would ring into the padding.
+            scale = 1.0 if mono.is_floating_point() else FULL_SCALE
+            mono, rate = bank.resampled(mono[None] / scale, rate)[0], c.sample_rate
+        frames = 1 + (max(length, bank.window) - bank.window) // bank.shift
         # The original pads by 1 to per_clip frames, so that a sound that fits exactly gets an empty clip.
         available = frames // per_clip + 1 if c.compat == "original" else -(-frames // per_clip)
-        out = torch.zeros(self.shape)
-        for row, chosen in zip(out, self.choose(available, rng), strict=True):
+        clips, parts = [], []
+        for chosen in self.choose(available, rng):
             first, last = chosen * per_clip, min((chosen + 1) * per_clip, frames)
-            if first < last:
-                part = samples[:, first * self.shift : (last - 1) * self.shift + self.window]
-                row[: last - first] = self._fbank(part).sub_(c.mean).div_(2 * c.std)
-        return out
+            begin, end, skip = bank.span(first, last, rate) if first < last else (0, 0, 0)
+            clips.append(Clip(rate, skip, max(0, last - first)))
+            parts.append(mono[begin:end])
+        samples = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if len(parts) > 1 else parts[0][None]
+        return RawSounds(samples[None], (tuple(clips),), bank)
 
     def choose(self, available: int, rng: random.Random | None = None) -> list[int]:
         """Which of `available` clips are taken; numbers from `available` up stand for empty ones."""
         return pick(split_groups(max(available, self.config.clips), self.config.clips), rng)
 
-    def _prepare(self, waveform: Tensor, rate: int) -> Tensor:
-        """[1, samples] at the configured rate, in 16-bit scale."""
-        mono = waveform[:1] if self.config.channel == "first" else waveform.mean(0, keepdim=True)
-        if rate != self.config.sample_rate:
-            mono = _resampler(rate, self.config.sample_rate)(mono)
-        return mono * INT16_SCALE
-
-    def _at_least_one_frame(self, samples: Tensor) -> Tensor:
-        short = self.window - samples.shape[1]
-        return torch.nn.functional.pad(samples, (0, short)) if short > 0 else samples
-
-    def _fbank(self, samples: Tensor) -> Tensor:
-        return kaldi.fbank(
-            samples,
-            num_mel_bins=self.config.mel_bins,
-            sample_frequency=self.config.sample_rate,
-            frame_length=FRAME_LENGTH_MS,
-            frame_shift=FRAME_SHIFT_MS,
-        )
-
-
-@lru_cache(maxsize=16)
-def _resampler(rate: int, wanted: int) -> torchaudio.transforms.Resample:
-    # Its filter takes longer to compute than to apply to a few seconds of sound.
-    return torchaudio.transforms.Resample(rate, wanted)
+    def _mono(self, waveform: Tensor) -> Tensor:
+        """[samples] of [channels, samples]."""
+        if self.config.channel == "first" or len(waveform) == 1:
+            return waveform[0]
+        return (waveform if waveform.is_floating_point() else waveform / FULL_SCALE).mean(0)

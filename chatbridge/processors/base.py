@@ -7,12 +7,16 @@ A processor of one's own needs nothing more than the members of `MediaProcessor`
 from __future__ import annotations
 
 import io
+import os
 import random
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from chatbridge.common.raw import RawMedia
 
 
 class MediaError(ValueError):
@@ -56,7 +60,7 @@ class MediaProcessor(Protocol):
     Attributes:
         modality: the name it goes by when a configuration gives no other.
         extensions: file name endings (lower case, with dot) that are tried when a reference has none.
-        shape: shape of every tensor that `load` and `blank` return, T first.
+        shape: shape of every tensor that `load` and `blank` return (of raw media, when they are finished), T first.
     """
 
     modality: str
@@ -65,12 +69,13 @@ class MediaProcessor(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor:
-        """The medium as float32 [T, ...].
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawMedia:
+        """The medium as float32 [T, ...]; in training a processor may leave the last of it to the model's device.
 
         Args:
             source: the file, or its bytes.
-            rng: given, the training rules with their random choices; None, the evaluation rules, which have none.
+            rng: given, the training rules with their random choices; None, the evaluation rules, which have none
+                and always give a tensor.
 
         Raises:
             MediaError: when the file is missing, unreadable, truncated or empty of this modality.
@@ -102,15 +107,14 @@ def readable(source: Source) -> str | io.BytesIO:
         if not source.data:
             raise MediaError(source.name, "is empty (0 bytes)")
         return io.BytesIO(source.data)
-    path = Path(source)
     try:
-        size = path.stat().st_size
+        found = os.stat(source)
     except FileNotFoundError:
         raise MissingMedia(str(source), "does not exist") from None
     except (OSError, ValueError) as error:  # no permission, name too long, NUL in the name
         raise MediaError(str(source), f"cannot be opened ({error})") from error
-    if path.is_dir():
+    if stat.S_ISDIR(found.st_mode):
         raise MediaError(str(source), "is a folder, a file was expected")
-    if size == 0:
+    if found.st_size == 0:
         raise MediaError(str(source), "is empty (0 bytes)")
-    return str(path)
+    return str(source)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.base import Source
-from chatbridge.processors.pixels import PixelConfig, PixelTransform, read_rgb
+from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.pixels import PixelConfig, PixelTransform, RawPixels
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -24,8 +25,8 @@ class ImageConfig(PixelConfig):
 class ImageProcessor:
     """Any picture that Pillow reads -> [1, 3, image_size, image_size], normalised.
 
-    Training resizes bilinearly as a float tensor, evaluation bicubically in 8 bits, both to a square without
-    keeping the sides' ratio, as the original does (fact sheet 2.5).
+    Training resizes bilinearly as a float tensor (``finish: device``: in 8 bits), evaluation bicubically in 8 bits,
+    both to a square without keeping the sides' ratio, as the original does (fact sheet 2.5).
     """
 
     modality = "image"
@@ -39,9 +40,10 @@ class ImageProcessor:
     def shape(self) -> tuple[int, ...]:
         return (1, 3, self.config.image_size, self.config.image_size)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor:
-        """float32 [1, 3, H, W]; `rng` given means training. Raises MediaError."""
-        return self.transform([read_rgb(source, self.config.max_pixels, self.config.compat)], rng)
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
+        """float32 [1, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
+        c = self.config
+        return self.transform([read_rgb(source, c.max_pixels, c.compat, c.jpeg_side(rng is not None))], rng)
 
     def blank(self) -> Tensor:
         """A black picture, normalised like any other."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from chatbridge.common.raw import RawMedia
 from chatbridge.common.schema import key
-from chatbridge.processors.base import MediaError, Source, name_of, readable
+from chatbridge.common.shared import Lease, batch_memory
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -34,12 +36,28 @@ class PixelConfig:
     )
     train_resize: str = key("bilinear", choices=("bilinear", "bicubic"), help="resampling in training")
     eval_resize: str = key("bicubic", choices=("bilinear", "bicubic"), help="resampling in evaluation")
+    reducing_gap: float | None = key(
+        None,
+        low=1.0,
+        help="training JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves both sides this many times image_size or "
+        "more; null decodes them whole",
+    )
+    finish: str = key(
+        "worker",
+        choices=("worker", "device"),
+        help="where training pixels are normalised; device: they are resized in 8 bits and travel so (a quarter of "
+        "the bytes), which rounds them once or twice to 1/255. Evaluation is as with worker",
+    )
     max_pixels: int = key(80_000_000, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1)
     compat: str = key(
         "default",
         choices=("default", "original"),
         help="original: bilinear without antialias, camera rotation and transparency ignored",
     )
+
+    def jpeg_side(self, training: bool) -> int | None:
+        """The shortest side that a JPEG may be decoded at, None for its own size."""
+        return ceil(self.image_size * self.reducing_gap) if training and self.reducing_gap is not None else None
 
 
 @dataclass
@@ -52,12 +70,60 @@ class Crop:
     flip: bool
 
 
+@dataclass(slots=True)
+class RawPixels(RawMedia):
+    """Resized pictures or frames that are not normalised.
+
+    Attributes:
+        pixels: uint8 [N, T, size, size, 3], as decoders give them.
+        mean, std: per colour channel, of values in [0, 1].
+        lease: of the memory that the pixels are in.
+    """
+
+    pixels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    lease: Lease | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        frames, height, width, channels = self.pixels.shape[1:]
+        return frames, channels, height, width
+
+    @property
+    def settings(self) -> tuple:
+        return self.mean, self.std
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def finished(self) -> Tensor:
+        """float32 [N, T, 3, size, size], normalised."""
+        device, channels = self.pixels.device, (-1, 1, 1)
+        mean, std = torch.tensor([self.mean, self.std], device=device).view(2, *channels)
+        values = self.pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.div_(255).sub_(mean).div_(std)
+
+    @classmethod
+    def joined(cls, media: Sequence[RawPixels]) -> RawPixels:
+        parts = [medium.pixels[0] for medium in media]
+        pixels, lease = batch_memory((len(parts), *parts[0].shape), parts[0].dtype)
+        return replace(media[0], pixels=torch.stack(parts, out=pixels), lease=lease)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawPixels:
+        pixels = self.pixels.to(device, non_blocking=non_blocking)
+        return replace(self, pixels=pixels, lease=self.lease if pixels is self.pixels else None)
+
+    def pin_memory(self) -> RawPixels:
+        return replace(self, pixels=self.pixels.pin_memory(), lease=None)
+
+
 @dataclass
 class PixelTransform:
     """Resizes, crops and normalises: the training rules when called with a random generator, else those of evaluation.
 
-    Bilinear works on float tensors in [0, 1] (as the original's training does), bicubic on 8-bit pictures with
-    Pillow (as its inference does).
+    Bilinear works on float tensors in [0, 1] (as the original's training does), with ``finish: device`` in 8 bits;
+    bicubic on 8-bit pictures with Pillow (as its inference does).
     """
 
     config: PixelConfig
@@ -71,13 +137,17 @@ class PixelTransform:
         self.mean = torch.tensor(c.mean).view(3, 1, 1)
         self.std = torch.tensor(c.std).view(3, 1, 1)
 
-    def __call__(self, frames: Sequence[np.ndarray], rng: random.Random | None) -> Tensor:
-        """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size]."""
-        size = self.config.image_size
-        out = torch.empty(len(frames), 3, size, size)
+    def __call__(self, frames: Sequence[np.ndarray], rng: random.Random | None) -> Tensor | RawPixels:
+        """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size], or what the device makes that of."""
+        size, training = self.config.image_size, rng is not None
         crop = self._draw(rng)
+        if training and self.config.finish == "device":
+            fitted = [self._fit(self._cut(frame, crop), training, torch.uint8).permute(1, 2, 0) for frame in frames]
+            pixels = fitted[0][None] if len(fitted) == 1 else torch.stack(fitted)
+            return RawPixels(pixels[None], tuple(self.config.mean), tuple(self.config.std))
+        out = torch.empty(len(frames), 3, size, size)
         for row, frame in zip(out, frames, strict=True):
-            row.copy_(self._fit(self._cut(frame, crop), training=rng is not None))
+            row.copy_(self._fit(self._cut(frame, crop), training, torch.float32))
         return out.sub_(self.mean).div_(self.std)
 
     def _draw(self, rng: random.Random | None) -> Crop | None:
@@ -96,8 +166,8 @@ class PixelTransform:
         part = frame[top : top + side, left : left + side]
         return part[:, ::-1].copy() if crop.flip else part
 
-    def _fit(self, frame: np.ndarray, training: bool) -> Tensor:
-        """float32 [3, size, size] in [0, 1]."""
+    def _fit(self, frame: np.ndarray, training: bool, dtype: torch.dtype) -> Tensor:
+        """[3, size, size]: float32 in [0, 1], or uint8, of which the last dimension of [H, W, 3] varies fastest."""
         size = self.config.image_size
         height, width = frame.shape[:2]
         keep_shape = self.config.transform == "crop_flip" and not training
@@ -107,47 +177,13 @@ class PixelTransform:
         if mode == "bicubic" and target != (height, width):
             picture = Image.fromarray(np.ascontiguousarray(frame))
             frame = np.array(picture.resize((target[1], target[0]), Image.Resampling.BICUBIC))
-        chw = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1).float().div_(255)
+        hwc = torch.from_numpy(np.require(frame, requirements=["C", "W"]))
+        if dtype == torch.uint8:
+            nchw = hwc[None].permute(0, 3, 1, 2)  # with N in front, resizing sees the order in memory and keeps it
+        else:
+            nchw = hwc.permute(2, 0, 1)[None].float().div_(255)
         if mode == "bilinear" and target != (height, width):
             antialias = self.config.compat != "original"
-            chw = F.interpolate(chw[None], size=target, mode="bilinear", align_corners=False, antialias=antialias)[0]
+            nchw = F.interpolate(nchw, size=target, mode="bilinear", align_corners=False, antialias=antialias)
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
-        return chw[:, top : top + size, left : left + size]
-
-
-def read_rgb(source: Source, max_pixels: int, compat: str = "default") -> np.ndarray:
-    """A picture file as uint8 [H, W, 3]; of an animation, the first picture.
-
-    By default the camera's rotation tag is obeyed, transparency is laid on white, and 16-bit grey is scaled; with
-    ``compat="original"`` Pillow's plain conversion is used, which does none of the three.
-
-    Raises:
-        MediaError: when the file is missing, not a picture, truncated, or larger than `max_pixels`.
-    """
-    opened = readable(source)
-    try:
-        with Image.open(opened) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise MediaError(
-                    name_of(source), f"has {width} x {height} pixels, more than max_pixels = {max_pixels} allows"
-                )
-            return np.array(picture.convert("RGB") if compat == "original" else _upright_rgb(picture))
-    except MediaError:
-        raise
-    except UnidentifiedImageError as error:
-        raise MediaError(name_of(source), "is not a picture in any format that Pillow reads") from error
-    except Exception as error:
-        # Pillow's decoders raise anything from OSError to struct.error on damaged files; for us it is one thing.
-        raise MediaError(name_of(source), f"cannot be decoded ({error or type(error).__name__})") from error
-
-
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+        return nchw[0, :, top : top + size, left : left + size]

@@ -6,24 +6,35 @@ own loader needs torchcodec, and decord's audio reader resamples with another fi
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from chatbridge.processors.base import MediaError, Source, name_of, readable, suffix_of
-from chatbridge.processors.containers import check_whole
+from chatbridge.processors.containers import check_whole, open_container
+from chatbridge.processors.time_limit import READ_SECONDS, within
 
 SOUNDFILE_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".caf")
 
 
-def read_sound(source: Source, max_seconds: float) -> tuple[Tensor, int]:
+def read_sound(
+    source: Source, max_seconds: float, sixteen_bit: bool = False, read_seconds: float = READ_SECONDS
+) -> tuple[Tensor, int]:
     """A sound as float32 [channels, samples] in [-1, 1), and its rate in Hz.
 
+    Args:
+        sixteen_bit: give what is stored in 16 bits as int16: of a WAV, that takes a quarter of the time.
+        read_seconds: that PyAV may take.
+
     Raises:
-        MediaError: missing, empty, truncated or unreadable file, no sound track, longer than `max_seconds`.
+        MediaError: missing, empty, truncated or unreadable file, no sound track, longer than `max_seconds`, not
+            decoded in time.
     """
     check_whole(source)
-    first, second = _with_soundfile, _with_av
+    first = partial(_with_soundfile, sixteen_bit=sixteen_bit)
+    second = partial(within, read_seconds, name_of(source), _with_av)
     if suffix_of(source) not in SOUNDFILE_EXTENSIONS:
         first, second = second, first
     try:
@@ -42,13 +53,13 @@ def read_sound(source: Source, max_seconds: float) -> tuple[Tensor, int]:
         raise MediaError(name_of(source), f"is not a readable sound or video ({text})") from reason
 
 
-def _with_soundfile(source: Source, max_seconds: float) -> tuple[Tensor, int]:
+def _with_soundfile(source: Source, max_seconds: float, sixteen_bit: bool) -> tuple[Tensor, int]:
     import soundfile
 
     with soundfile.SoundFile(readable(source)) as file:
         _check_length(source, file.frames / file.samplerate, max_seconds)
         announced, compressed = file.frames, file.format == "MP3"
-        samples = file.read(dtype="float32", always_2d=True)
+        samples = file.read(dtype="int16" if sixteen_bit and file.subtype == "PCM_16" else "float32", always_2d=True)
         rate = file.samplerate
     if len(samples) < announced and not compressed:  # an MP3's length may be an estimate
         raise MediaError(name_of(source), f"is truncated: {announced} samples announced, {len(samples)} read")
@@ -58,7 +69,7 @@ def _with_soundfile(source: Source, max_seconds: float) -> tuple[Tensor, int]:
 def _with_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     import av
 
-    with av.open(readable(source)) as container:
+    with open_container(readable(source)) as container:
         if not container.streams.audio:
             raise MediaError(name_of(source), "has no sound track")
         track = container.streams.audio[0]

@@ -13,8 +13,10 @@ from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.processors.base import MediaError, Source
 from chatbridge.processors.image import IMAGE_EXTENSIONS
-from chatbridge.processors.pixels import PixelConfig, PixelTransform, read_rgb
+from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.pixels import PixelConfig, PixelTransform, RawPixels
 from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
+from chatbridge.processors.time_limit import READ_SECONDS
 from chatbridge.processors.video_files import read_frames
 
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
@@ -35,6 +37,9 @@ class VideoConfig(PixelConfig):
         "uniform",
         choices=("groups", "uniform"),
         help="for video files, as above but with the middle frame of a group; folders of frames always use groups",
+    )
+    read_seconds: float = key(
+        READ_SECONDS, help="a file that is not decoded in this time is refused", unit="seconds", low=0.1
     )
 
 
@@ -57,10 +62,11 @@ class VideoProcessor:
     def shape(self) -> tuple[int, ...]:
         return (self.config.num_frames, 3, self.config.image_size, self.config.image_size)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor:
-        """float32 [T, 3, H, W]; `rng` given means training. Raises MediaError."""
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
+        """float32 [T, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
         if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-            frames = read_frames(source, lambda count: self.indices(count, rng), self.config.max_pixels)
+            c = self.config
+            frames = read_frames(source, lambda count: self.indices(count, rng), c.max_pixels, c.read_seconds)
         else:
             frames = self._from_folder(Path(source), rng)
         return self.transform(frames, rng)
@@ -85,4 +91,5 @@ class VideoProcessor:
         if not names:
             raise MediaError(str(folder), "is a folder without frames (" + ", ".join(IMAGE_EXTENSIONS) + ")")
         chosen = pick(frame_groups(len(names), self.config.num_frames), rng)
-        return [read_rgb(folder / names[i], self.config.max_pixels, self.config.compat) for i in chosen]
+        side = self.config.jpeg_side(rng is not None)
+        return [read_rgb(folder / names[i], self.config.max_pixels, self.config.compat, side) for i in chosen]

@@ -15,25 +15,26 @@ import numpy as np
 
 from chatbridge.processors.base import Blob, MediaError, Source, name_of, suffix_of
 from chatbridge.processors.containers import check_whole, open_container
+from chatbridge.processors.time_limit import READ_SECONDS, within
 
 Chooser = Callable[[int], list[int]]
 """From the number of frames of a video to the indices of those wanted, in ascending order."""
 
 
-def read_frames(source: Source, choose: Chooser, max_pixels: int) -> list[np.ndarray]:
+def read_frames(source: Source, choose: Chooser, max_pixels: int, seconds: float = READ_SECONDS) -> list[np.ndarray]:
     """The chosen frames, each uint8 [H, W, 3], in the order of `choose`, which may repeat an index.
 
     Raises:
-        MediaError: missing, empty, truncated or damaged file, no picture track, no frames, or frames larger than
-            `max_pixels`.
+        MediaError: missing, empty, truncated or damaged file, no picture track, no frames, frames larger than
+            `max_pixels`, or one that is not decoded within `seconds`.
     """
     check_whole(source)
     if isinstance(source, Blob):
         with tempfile.NamedTemporaryFile(suffix=suffix_of(source)) as file:
             file.write(source.data)
             file.flush()
-            return _read(file.name, source.name, choose, max_pixels)
-    return _read(str(source), name_of(source), choose, max_pixels)
+            return within(seconds, source.name, _read, file.name, source.name, choose, max_pixels)
+    return within(seconds, name_of(source), _read, str(source), name_of(source), choose, max_pixels)
 
 
 def _read(path: str, name: str, choose: Chooser, max_pixels: int) -> list[np.ndarray]:

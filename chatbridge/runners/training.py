@@ -94,22 +94,20 @@ class TrainingRunner:
 
     def run(self) -> None:
         """Build, resume where asked, train to the last step or until told to stop, and leave a checkpoint."""
-        with (
-            StopSignal(self.config.grace_seconds) as self.signal,
-            Watchdog(self.output, self.rank, self.world, self.config.hang_seconds) as self.watchdog,
-        ):
+        with contextlib.ExitStack() as stack:
+            self.signal = stack.enter_context(StopSignal(self.config.grace_seconds))
             self._build()
-            resumed = self._resume()
-            with contextlib.ExitStack() as stack:
-                self._open(stack, resumed)
-                try:
-                    self._loop()
-                except Exception as error:
-                    if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
-                        logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
-                    self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
-                    self._write_report()
-                    raise
+            # Not before: a configuration that cannot run leaves no folder.
+            self.watchdog = stack.enter_context(Watchdog(self.output, self.rank, self.world, self.config.hang_seconds))
+            self._open(stack, self._resume())
+            try:
+                self._loop()
+            except Exception as error:
+                if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
+                    logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
+                self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
+                self._write_report()
+                raise
 
     def _build(self) -> None:
         config = self.config

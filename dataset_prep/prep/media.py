@@ -20,8 +20,11 @@ from chatbridge.processors import (
     VideoConfig,
     VideoProcessor,
 )
-from chatbridge.processors.base import MissingMedia, Source, readable
+from chatbridge.processors.base import MissingMedia, Source, name_of, readable
 from chatbridge.processors.containers import check_whole, open_container
+from chatbridge.processors.jpeg_files import END, has_end, jpeg_header
+from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.pixels import PixelConfig
 from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
 from dataset_prep.prep.job import hash_of
 
@@ -56,11 +59,28 @@ def _image_header(source: Source) -> None:
 
     try:
         with Image.open(readable(source)) as picture:
+            jpeg = picture.format == "JPEG"
             picture.verify()
     except MediaError:
         raise
     except Exception as error:  # Pillow raises anything on damaged files
-        raise MediaError(str(getattr(source, "name", source)), f"is not a readable picture ({error})") from error
+        raise MediaError(name_of(source), f"is not a readable picture ({error})") from error
+    if jpeg and not _jpeg_ends(source):
+        # Cut off, as a broken download leaves it (then decoding says so), or all there but for the mark itself.
+        read_rgb(source, PixelConfig().max_pixels)
+
+
+def _jpeg_ends(source: Source) -> bool:
+    """Whether a JPEG has its end mark, by its last two bytes if these are it."""
+    opened = readable(source)
+    with open(opened, "rb") if isinstance(opened, str) else opened as stream:
+        stream.seek(-len(END), os.SEEK_END)
+        if stream.read() == END:
+            return True
+        stream.seek(0)
+        data = stream.read()
+    header = jpeg_header(data)
+    return header is not None and has_end(data, header)
 
 
 def _video_header(source: Source) -> None:
@@ -75,9 +95,9 @@ def _video_header(source: Source) -> None:
         with open_container(readable(source)) as container:
             found = bool(container.streams.video)
     except Exception as error:
-        raise MediaError(str(getattr(source, "name", source)), f"is not a readable video ({error})") from error
+        raise MediaError(name_of(source), f"is not a readable video ({error})") from error
     if not found:
-        raise MediaError(str(getattr(source, "name", source)), "has no picture track")
+        raise MediaError(name_of(source), "has no picture track")
     return None
 
 
@@ -88,9 +108,9 @@ def _audio_header(source: Source) -> None:
         with open_container(readable(source)) as container:
             found = bool(container.streams.audio)
     except Exception as error:
-        raise MediaError(str(getattr(source, "name", source)), f"is not a readable sound ({error})") from error
+        raise MediaError(name_of(source), f"is not a readable sound ({error})") from error
     if not found:
-        raise MediaError(str(getattr(source, "name", source)), "has no sound track")
+        raise MediaError(name_of(source), "has no sound track")
 
 
 _HEADERS: dict[str, Callable[[Source], None]] = {

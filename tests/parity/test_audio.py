@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+from chatbridge.common.raw import stack_media
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.base import MediaError
 from chatbridge.processors.sampling import pick, split_groups
@@ -51,6 +52,19 @@ def test_clips(case, compat):
             clips = int(name.removeprefix("mapper_eval_n"))
             ours = processor(case, clips, compat).clips(case.inputs["waveform"], rate)
             torch.testing.assert_close(ours, expected, **NORMALISED)
+
+
+@pytest.mark.golden("audio_[!mt]*")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clips_computed_on_the_device(case, dtype):
+    """Sounds that fill a batch, all at once, as on a CPU and as on a GPU."""
+    rate = case.info["config"]["sample_rate"]
+    for name, expected in case.outputs.items():
+        if name.startswith("mapper_eval_n"):
+            ours = processor(case, int(name.removeprefix("mapper_eval_n")))
+            sounds = [ours.raw(case.inputs["waveform"], rate), ours.raw(case.inputs["waveform"][:, :9000], rate)]
+            first, _ = stack_media([*sounds, sounds[0]]).analysed(dtype, 8)[[0, 2]]
+            torch.testing.assert_close(first, expected, **NORMALISED)
 
 
 @pytest.mark.golden("audio_[!mt]*")
