@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 42
 
-.PHONY: quickstart seeds test lint format clean
+.PHONY: quickstart seeds demo test lint format clean
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ quickstart: .venv/.installed
 # Trains further bridge seeds on the same world and writes the table of docs/quickstart.md.
 seeds: .venv/.installed
 	$(BIN)/python -m dataset_prep.quickstart --seed 42 --seed 43 --table docs/quickstart.md
+
+# Opens the quickstart's model in a page on this machine; without one, says what makes it.
+demo: .venv/.installed
+	$(BIN)/python demo.py --cfg-path eval_configs/quickstart.yaml --gpu-id -1
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

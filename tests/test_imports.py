@@ -52,6 +52,30 @@ MAY_IMPORT = {
         "tasks",
         "runners",
     },
+    "serving": {
+        "common",
+        "processors",
+        "conversation",
+        "weights",
+        "models",
+        "datasets",
+        "evaluation",
+        "tasks",
+        "runners",
+        "inference",
+    },
+    "demo": {
+        "common",
+        "processors",
+        "conversation",
+        "weights",
+        "models",
+        "datasets",
+        "evaluation",
+        "tasks",
+        "runners",
+        "inference",
+    },
 }
 
 LAZY = {"models/__init__.py": {"inference"}}

@@ -1,0 +1,58 @@
+"""How answers are drawn, as a visitor may choose it: every setting with its range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatbridge.inference import Engine, GenerationSettings
+
+LONGEST = 1024
+
+
+@dataclass(frozen=True)
+class Control:
+    """One slider.
+
+    Attributes:
+        name: of the setting. label, help: for people. low, high, step, value: its range and where it begins.
+    """
+
+    name: str
+    label: str
+    help: str
+    low: float
+    high: float
+    step: float
+    value: float
+
+
+def controls(engine: Engine) -> list[Control]:
+    """The sliders for a model: answers may be as long as half its context."""
+    context = engine.model.llm.context
+    longest = LONGEST if context is None else max(1, min(LONGEST, context // 2))
+    usual = engine.answer_length(GenerationSettings())
+    return [
+        Control("max_new_tokens", "Length at most", "tokens of the answer", 1, longest, 1, min(usual, longest)),
+        Control("temperature", "Temperature", "0 takes the likeliest token, 1 samples as trained", 0, 2, 0.05, 0),
+        Control("top_p", "Top p", "sample among tokens of this probability together", 0.05, 1, 0.05, 1),
+        Control("top_k", "Top k", "sample among so many tokens; 0 for all", 0, 200, 1, 0),
+        Control("repetition_penalty", "Repetition penalty", "above 1 avoids what was said already", 1, 2, 0.05, 1),
+        Control("num_beams", "Beams", "above 1 searches for the likeliest whole answer", 1, 8, 1, 1),
+    ]
+
+
+def read(sliders: Sequence[Control], values: Sequence[float | None]) -> GenerationSettings:
+    """Settings from what the page sends: a value for each slider, and behind them the seed, -1 for none.
+
+    Raises:
+        ValueError: for a value outside of its range.
+    """
+    chosen = {}
+    *numbers, seed = values
+    for control, value in zip(sliders, numbers, strict=True):
+        value = control.value if value is None else value
+        if not control.low <= value <= control.high:
+            raise ValueError(f"{control.label} is {value:g}; take {control.low:g} to {control.high:g}")
+        chosen[control.name] = int(value) if control.step == 1 else float(value)
+    return GenerationSettings(**chosen, seed=None if seed is None or seed < 0 else int(seed))

@@ -1,0 +1,168 @@
+"""Serves the page, and clears up after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import gradio.routes
+from starlette.middleware import Middleware
+
+from chatbridge.common.config import LoadedConfig
+from chatbridge.demo.examples import find
+from chatbridge.demo.files import Store
+from chatbridge.demo.guard import Guard, upload_route
+from chatbridge.demo.page import Page, Words
+from chatbridge.demo.style import CSS, SCRIPT, theme
+from chatbridge.demo.visitors import KEPT_SECONDS, Visitors
+from chatbridge.inference import Engine
+from chatbridge.inference.limits import MediaLimits
+
+logger = logging.getLogger("chatbridge")
+
+SWEEP_SECONDS = 2.0
+
+LAST_WORDS = 0.5
+"""Seconds between the end of the last answer and that of the server: what was said is still on its way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Where the page is served, and for how many.
+
+    Attributes:
+        host, port: where it listens; port None takes the first free one from 7860. share: also by a public link.
+        waiting: questions that may wait for their turn. parallel: answers that are given at a time.
+        kept_seconds: how long a conversation outlives its page.
+
+    Raises:
+        ValueError: for numbers that let nobody in.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    share: bool = False
+    waiting: int = 32
+    parallel: int = 2
+    kept_seconds: float = KEPT_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.waiting < 1 or self.parallel < 1:
+            raise ValueError(f"{self.waiting} may wait and {self.parallel} are answered at a time; take 1 up for each")
+
+
+@dataclass
+class Running:
+    """A page that is being served.
+
+    Attributes:
+        address, public: where it is; public is None without a public link. visitors: who is there.
+    """
+
+    address: str
+    public: str | None
+    visitors: Visitors
+
+
+@contextmanager
+def serve(
+    engines: Sequence[Engine], loaded: LoadedConfig, words: Words, limits: MediaLimits, serving: Serving
+) -> Iterator[Running]:
+    """The page, as long as the context is open; answers that are being given when it closes are ended first.
+
+    Args:
+        engines: one model, or two to compare. loaded: the first one's configuration, for examples.
+
+    Raises:
+        OSError: when it cannot listen there.
+    """
+    store = Store(limits)
+    with _environment(store):
+        try:
+            visitors = Visitors(engines, store, serving.kept_seconds)
+            examples = find(loaded, engines[0].modalities, store.root / "kept" / "made")
+            examples = [type(one)(one.text, tuple(store.keep(file) for file in one.files)) for one in examples]
+            page = Page(visitors, words, examples, serving.parallel).build()
+            page.queue(max_size=serving.waiting, default_concurrency_limit=serving.parallel)
+            _, address, public = page.launch(
+                server_name=serving.host,
+                server_port=serving.port,
+                share=serving.share,
+                theme=theme(),
+                css=CSS,
+                head=SCRIPT,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=True,
+                max_file_size=limits.max_bytes,
+                max_threads=max(8, 4 * serving.parallel),
+                state_session_capacity=512,
+                footer_links=[],
+                run_history=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                pwa=False,
+                mcp_server=False,
+                app_kwargs={
+                    "routes": [upload_route(store)],
+                    "middleware": [Middleware(Guard, visitors=visitors)],
+                },
+            )
+            sweeper = _Sweeper(visitors)
+            try:
+                yield Running(address, public, visitors)
+            finally:
+                visitors.close()
+                time.sleep(LAST_WORDS if len(page._queue.pending_messages_per_session) else 0)
+                sweeper.stop()
+                page.close(verbose=False)
+        finally:
+            store.close()
+
+
+class _Sweeper(threading.Thread):
+    """Forgets what nobody comes back to."""
+
+    def __init__(self, visitors: Visitors):
+        super().__init__(name="sweeper", daemon=True)
+        self._visitors, self._over = visitors, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(SWEEP_SECONDS):
+            try:
+                self._visitors.sweep()
+            except Exception:  # nobody else would clear up from then on
+                logger.exception("files could not be cleared up")
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+@contextmanager
+def _environment(store: Store) -> Iterator[None]:
+    """Gradio's settings, which it reads from the environment."""
+    ours = {
+        "GRADIO_TEMP_DIR": str(store.root),
+        "GRADIO_EXAMPLES_CACHE": str(store.root / "examples"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_ALLOWED_PATHS": "",
+    }
+    before, temporary = {name: os.environ.get(name) for name in ours}, gradio.routes.DEFAULT_TEMP_DIR
+    os.environ |= ours
+    gradio.routes.DEFAULT_TEMP_DIR = str(store.root)  # read when gradio is imported, and made when a page is built
+    try:
+        yield
+    finally:
+        gradio.routes.DEFAULT_TEMP_DIR = temporary
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,143 @@
+"""Who is here: one conversation for every open page, found by the page's own random name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+from chatbridge.demo.conversation import Conversation
+from chatbridge.demo.files import Store
+from chatbridge.inference import Engine
+
+MOST = 256
+"""Conversations that are kept at a time; the one that was left alone longest makes room for the next."""
+
+WARM = 4
+"""Conversations whose keys and values are kept for a quick next turn (a gigabyte and more each, for large models)."""
+
+KEPT_SECONDS = 120.0
+"""How long a conversation outlives its page: phones drop the connection whenever another app is in front."""
+
+RETURNED_SECONDS = 1800.0
+"""How long it is kept after its page has come back: gradio's pages do not say that they are open any more then."""
+
+IDLE_SECONDS = 6 * 3600.0
+"""How long a page may be open without anything being asked."""
+
+REMEMBERED = 4096
+"""Names of pages whose conversation was forgotten, so that they can be told."""
+
+
+class Visitors:
+    """Conversations by the name of their page (gradio's session hash, which only that page knows).
+
+    Args:
+        engines, store: what conversations are made of. kept_seconds: how long one outlives its page.
+
+    Attributes:
+        closing: whether the server is being shut down.
+    """
+
+    def __init__(self, engines: Sequence[Engine], store: Store, kept_seconds: float = KEPT_SECONDS):
+        self.engines, self.store, self.kept_seconds = engines, store, kept_seconds
+        self.closing = False
+        self._kept: OrderedDict[str, Conversation] = OrderedDict()
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._open_pages: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, name: str | None) -> Conversation | None:
+        """The conversation of a page, if there is one."""
+        with self._lock:
+            return self._kept.get(name or "")
+
+    def of(self, name: str | None) -> Conversation:
+        """The conversation of a page; a new one where there is none.
+
+        Raises:
+            ValueError: when there is no room for another one.
+        """
+        if not name:
+            raise ValueError("this request belongs to no session; open the page, or use gradio's client")
+        with self._lock:
+            if self.closing:
+                raise ValueError("the server is being shut down")
+            if name not in self._kept:
+                self._make_room()
+                self._kept[name] = Conversation(self.engines, self.store)
+                self._kept[name].forgotten = self._forgotten.pop(name, 0) is None
+            self._kept.move_to_end(name)
+            conversation = self._kept[name]
+            conversation.used = time.monotonic()
+            conversation.returned = conversation.returned or conversation.left
+            for other in list(self._kept.values())[-WARM - 1 : -WARM]:
+                other.rest()
+            return conversation
+
+    def _make_room(self) -> None:
+        idle = [name for name, conversation in self._kept.items() if not conversation.busy]
+        while len(self._kept) >= MOST:
+            if not idle:
+                raise ValueError("too many people are here at the moment; try again in a few minutes")
+            self._forget(idle.pop(0))
+
+    def _forget(self, name: str) -> None:
+        conversation = self._kept.pop(name)
+        conversation.close()
+        if conversation.turns:
+            self._forgotten[name] = None
+        while len(self._forgotten) > REMEMBERED:
+            self._forgotten.popitem(last=False)
+
+    def arrive(self, name: str) -> None:
+        """A page was opened."""
+        with self._lock:
+            self._open_pages[name] += 1
+            if name in self._kept:
+                self._kept[name].left = False
+
+    def leave(self, name: str) -> None:
+        """A page was closed: what is being said to it ends, and its conversation goes after a while."""
+        with self._lock:
+            self._open_pages[name] -= 1
+            gone = self._open_pages[name] <= 0
+            if gone:
+                del self._open_pages[name]
+            conversation = self._kept.get(name)
+        if gone and conversation is not None:
+            conversation.left, conversation.used = True, time.monotonic()
+            conversation.stop()
+
+    def sweep(self) -> None:
+        """Forget conversations that were left alone for too long, and uploads that nobody asked about."""
+        now = time.monotonic()
+        with self._lock:
+            for name, conversation in list(self._kept.items()):
+                if not conversation.busy and now - conversation.used >= self._patience(name, conversation):
+                    self._forget(name)
+        self.store.sweep()
+
+    def _patience(self, name: str, conversation: Conversation) -> float:
+        if name in self._open_pages:
+            return IDLE_SECONDS
+        return max(RETURNED_SECONDS, self.kept_seconds) if conversation.returned else self.kept_seconds
+
+    def close(self, seconds: float = 5.0) -> None:
+        """End all answers, wait for that, and forget everything."""
+        with self._lock:
+            self.closing = True
+            everybody = list(self._kept.values())
+        for conversation in everybody:
+            conversation.stop()
+        end = time.monotonic() + seconds
+        while any(conversation.busy for conversation in everybody) and time.monotonic() < end:
+            time.sleep(0.02)
+        with self._lock:
+            self._kept.clear()
+        for conversation in everybody:
+            conversation.close()
