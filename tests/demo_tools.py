@@ -6,7 +6,6 @@ import html
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -190,21 +189,3 @@ class Browser:
         if self._heart is not None:
             self._heart.close()
         self.http.close()
-
-
-def at_once(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Do several things at the same time; returns what each gave, or raised."""
-    found: list[Any] = [None] * len(jobs)
-
-    def run(place: int) -> None:
-        try:
-            found[place] = jobs[place]()
-        except Exception as error:
-            found[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found

@@ -4,6 +4,7 @@ cannot begin."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import torch
 from benchmarks import demo_load
 from chatbridge.demo import command
 from chatbridge.inference import Engine
+from tests import tiny
 from tests.chat_tools import write_config
 from tests.demo_tools import Browser, free_port, slowly, until
 from tests.processes import FORK
@@ -105,8 +107,9 @@ def test_the_end_of_the_server_in_an_answer(tmp_path):
 
 
 def test_a_command_that_cannot_serve_says_why(tmp_path, capsys, monkeypatch):
-    assert command.main(["--cfg-path", "eval_configs/quickstart.yaml", "--checkpoint", str(tmp_path / "none")]) == 1
-    assert "`make quickstart` makes this model" in capsys.readouterr().err
+    shutil.copytree(tiny.ROOT / "eval_configs", tmp_path / "eval_configs")  # where nothing was trained
+    assert command.main(["--cfg-path", str(tmp_path / "eval_configs" / "quickstart.yaml"), "--gpu-id", "-1"]) == 1
+    assert "hint: `make quickstart` makes this model" in capsys.readouterr().err
     config = str(write_config(tmp_path))
     assert command.main(["--cfg-path", config, "--queue", "0"]) == 1
     assert "take 1 up" in capsys.readouterr().err

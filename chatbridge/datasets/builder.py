@@ -85,6 +85,23 @@ class Parts:
     seed: int = 0
 
 
+@dataclass(slots=True)
+class Begun:
+    """A training example without its media.
+
+    Attributes:
+        identity: the record's id, or a number while there is none; rng: of its random choices.
+        error: why it cannot be used, if that is known already.
+    """
+
+    identity: str
+    rng: random.Random
+    record: Record | None = None
+    rendered: Any = None
+    tokens: TokenizedSample | None = None
+    error: ValueError | None = None
+
+
 class TaskDataset:
     """Examples from records: what all datasets share. A builder says how many records there are and reads one.
 
@@ -156,25 +173,46 @@ class TaskDataset:
         Raises:
             ValueError: when `MAX_TRIES` samples in a row are unusable.
         """
-        rng = random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
-        failures: list[tuple[str, str, str]] = []
+        return self.finish(self.begin(index, epoch))
+
+    def begin(self, index: int, epoch: int) -> Begun:
+        """The text of a training example. All of a batch are begun before the first is finished: decoding a medium
+        drives the code and the data that text needs out of the processor's cache."""
+        return self._begun(index, random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}"))
+
+    def finish(self, begun: Begun) -> tuple[Example, list[LedgerEntry]]:
+        """What `begin` began, with its media, or what takes its place; see `example`."""
+        rng, failures = begun.rng, []
         for _ in range(MAX_TRIES):
-            identity = f"#{index}"
             try:
-                record = self.record(index)
-                identity = record.id
-                example = self.draw(record, rng)
+                if begun.error is not None:
+                    raise begun.error
+                example = self._checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
             except ValueError as error:
-                failures.append(describe(error, identity))
-                index = rng.randrange(len(self))
+                failures.append(describe(error, begun.identity))
+                begun = self._begun(rng.randrange(len(self)), rng)
                 continue
-            return example, [LedgerEntry(self.name, i, file, why, record.id) for i, file, why in failures]
+            return example, [LedgerEntry(self.name, i, file, why, begun.identity) for i, file, why in failures]
         raise self.hopeless(failures[-1])
+
+    def _begun(self, index: int, rng: random.Random) -> Begun:
+        begun = Begun(f"#{index}", rng)
+        try:
+            begun.record = self.record(index)
+            begun.identity = begun.record.id
+            begun.rendered, begun.tokens = self._written(begun.record, self._kind(rng), rng)
+        except ValueError as error:
+            begun.error = error
+        return begun
 
     def draw(self, record: Record, rng: random.Random) -> Example:
         """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
-        kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
-        example, _ = self.read(record, kind, rng)
+        return self._checked(self.read(record, self._kind(rng), rng)[0])
+
+    def _kind(self, rng: random.Random) -> TaskKind:
+        return rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
+
+    def _checked(self, example: Example) -> Example:
         if self.max_positions is not None and self.size(example) > self.max_positions:
             raise ValueError(
                 f"takes {self.size(example)} positions, more than the {self.max_positions} of a row or batch; "
@@ -210,8 +248,23 @@ class TaskDataset:
         Raises:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
+        rendered, tokens = self._written(record, kind, rng, item)
+        return self._shown(record, rendered, tokens, rng, blank), rendered
+
+    def _written(
+        self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None = None
+    ) -> tuple[Any, TokenizedSample]:
         rendered = self.parts.task.render(record, kind, rng, item, self.open)
-        tokens = self.parts.task.tokenize(rendered, self.parts.tokenizer, self.parts.queries)
+        return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.parts.queries)
+
+    def _shown(
+        self,
+        record: Record,
+        rendered: Any,
+        tokens: TokenizedSample,
+        rng: random.Random | None,
+        blank: Sequence[str] = (),
+    ) -> Example:
         wanted = {segment.modality: segment.count for segment in rendered.segments if isinstance(segment, Media)}
         media_rng = rng if self.config.augment else None
         media = {}
@@ -220,7 +273,7 @@ class TaskDataset:
                 media[modality] = [self.media.blank(modality)] * count
             else:
                 media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
-        return Example(tokens, media, list(rendered.references), rendered.group), rendered
+        return Example(tokens, media, list(rendered.references), rendered.group)
 
 
 def describe(error: ValueError, identity: str) -> tuple[str, str, str]:
