@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from gradio_client import handle_file
 
 from chatbridge.inference import ChatSession
 from tests.chat_tools import make_engine, write_media
@@ -153,8 +154,6 @@ def test_a_conversation_is_saved_and_loaded(engine, running, files, visitor, tmp
     saved = Path(path["path"] if isinstance(path, dict) else path)
     plain = json.loads(saved.read_text())
     assert plain["turns"][0]["media"][0]["path"] is None and plain["turns"][0]["media"][0]["muted"]
-    from gradio_client import handle_file
-
     other = Visitor(running)
     shown = other.do("load", handle_file(saved))
     assert shown.status == "1 turn loaded" and shown.seen == [1] and "<video" in shown.markup(0)
@@ -166,6 +165,12 @@ def test_a_conversation_is_saved_and_loaded(engine, running, files, visitor, tmp
     bad.write_text(json.dumps(plain))
     refused = other.do("load", handle_file(bad))
     assert refused.wrong and "is not allowed here" in refused.status and len(refused.messages) == 2
+    bad.write_text(json.dumps(str(saved)))  # the name of a file of the server
+    refused = other.do("load", handle_file(bad))
+    assert refused.wrong and "no conversation" in refused.status
+    plain["turns"][0]["media"] = [{**plain["turns"][0]["media"][1], "name": "<img src=x>.mp4", "muted": False}]
+    bad.write_text(json.dumps(plain))
+    assert "&lt;img src=x&gt;.mp4" in other.do("load", handle_file(bad)).markup(0)
 
 
 def test_two_models_side_by_side(tmp_path, engine, files):

@@ -55,6 +55,7 @@ class Conversation:
         used: when something was last asked of it (`time.monotonic`).
         left: whether its page was closed; returned: whether something was asked nevertheless.
         forgotten: whether it took the place of one that its page still shows.
+        rested: whether the memory for a quick next turn was given back.
     """
 
     def __init__(self, engines: Sequence[Engine], store: Store):
@@ -62,7 +63,7 @@ class Conversation:
         self.sides = [Side(ChatSession(engine)) for engine in engines]
         self.folder = store.conversation_folder()
         self.used = time.monotonic()
-        self.left = self.returned = self.forgotten = False
+        self.left = self.returned = self.forgotten = self.rested = False
         self._stopped = self._cleared = float("-inf")
         self._previews: dict[str, Preview] = {}
         self._mute_next: set[int] | None = None
@@ -140,7 +141,7 @@ class Conversation:
         if not self._answering.acquire(blocking=False):
             raise ValueError("an answer is being given in this conversation; stop it or wait for it")
         try:
-            self.used = time.monotonic()
+            self.used, self.rested = time.monotonic(), False
             self._apply_muting()
             before = [side.session.turns for side in self.sides]
             running = [(side, begin(side.session)) for side in self.sides]
@@ -224,13 +225,15 @@ class Conversation:
         self.store.limits.check_bytes("the conversation with its media", size)
         return self.sides[side].session.export(embed=True)
 
-    def load(self, plain: Mapping[str, Any]) -> None:
+    def load(self, plain: Any) -> None:
         """Go on with a conversation that was saved, instead of this one.
 
         Raises:
             ValueError: when it is none, or one that this model cannot go on with; nothing is replaced then.
         """
         limits = self.store.limits
+        if not isinstance(plain, Mapping):  # a text would be taken for the name of a file of this machine
+            raise ValueError("this is no conversation that was saved here")
         with self._alone():
             fresh = [ChatSession(side.session.engine) for side in self.sides]
             for session in fresh:
@@ -273,8 +276,9 @@ class Conversation:
 
     def rest(self) -> None:
         """Give back the memory that makes a further turn quick, unless an answer is being given."""
-        if self._answering.acquire(blocking=False):
+        if not self.rested and self._answering.acquire(blocking=False):
             try:
+                self.rested = True
                 for side in self.sides:
                     turns, side.session = side.session.turns, ChatSession(side.session.engine)
                     side.session.turns = turns

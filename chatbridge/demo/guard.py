@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from typing import Any
-from urllib.parse import unquote
 
 from gradio.route_utils import MultiPartException, upload_fn
 from gradio.routes import file_upload_statuses
@@ -66,12 +65,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
         scope[ARRIVED] = time.monotonic()
-        path = unquote(scope["path"])
+        path = scope["path"]
         refusal = self._refusal(scope, path)
         if refusal is not None:
             await refusal(scope, receive, _with_headers(send))
             return
-        if HEARTBEAT in path:  # a request that lasts as long as the page
+        if path.startswith(HEARTBEAT):  # a request that lasts as long as the page
             name = path.rsplit("/", 1)[-1]
             self.visitors.arrive(name)
             try:
@@ -79,7 +78,7 @@ class Guard:
             finally:
                 self.visitors.leave(name)
             return
-        if path.endswith(UPLOAD):
+        if path == UPLOAD:
             await self.app(scope, _bounded(receive, self.most_upload), _with_headers(send))
             return
         receive = _bounded(receive, MOST_TEXT)
@@ -96,10 +95,10 @@ class Guard:
         if not _is_open(path):
             return PlainTextResponse("not here", 404)
         # Gradio would fetch addresses on behalf of whoever asks.
-        if "/gradio_api/file=" in path and "://" in path.replace(":/", "://"):
+        if path.startswith("/gradio_api/file=") and "://" in path:
             return PlainTextResponse("only files of this page", 403)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        most = self.most_upload if path.endswith(UPLOAD) else MOST_TEXT
+        most = self.most_upload if path == UPLOAD else MOST_TEXT
         if length.isdigit() and int(length) > most:
             return too_large(most)
         return None

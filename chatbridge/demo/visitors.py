@@ -75,9 +75,12 @@ class Visitors:
             conversation = self._kept[name]
             conversation.used = time.monotonic()
             conversation.returned = conversation.returned or conversation.left
-            for other in list(self._kept.values())[-WARM - 1 : -WARM]:
-                other.rest()
+            self._cool()
             return conversation
+
+    def _cool(self) -> None:
+        for conversation in list(self._kept.values())[:-WARM]:
+            conversation.rest()
 
     def _make_room(self) -> None:
         idle = [name for name, conversation in self._kept.items() if not conversation.busy]
@@ -120,6 +123,7 @@ class Visitors:
             for name, conversation in list(self._kept.items()):
                 if not conversation.busy and now - conversation.used >= self._patience(name, conversation):
                     self._forget(name)
+            self._cool()
         self.store.sweep()
 
     def _patience(self, name: str, conversation: Conversation) -> float:
