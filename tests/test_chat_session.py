@@ -9,7 +9,8 @@ import threading
 import pytest
 import torch
 
-from chatbridge.inference import ChatSession, GenerationSettings
+from chatbridge.inference import ChatSession, Exchange, GenerationSettings
+from chatbridge.inference.prompt import PromptWriter
 from chatbridge.processors.base import MediaError
 from tests.chat_tools import SHORT, make_engine, write_media
 
@@ -342,6 +343,19 @@ class TestContext:
         alone = ChatSession(engine, SHORT, reuse=False)
         alone.turns = session.turns[dropped:]
         assert alone.regenerate().token_ids == session.regenerate().token_ids
+
+    def test_a_long_conversation_is_cut_without_reading_it_again_for_every_turn(self, engine, monkeypatch):
+        turns = [Exchange(f"question {number}?", answer="so so " * (number % 5)) for number in range(500)]
+        turns[100].text = "long " * 20_000
+        turns.append(Exchange("and now?"))
+        limit, written = engine.prompt(turns[-1:], SHORT).positions, []
+        write = PromptWriter.write
+        monkeypatch.setattr(PromptWriter, "write", lambda self, some: written.append(len(some)) or write(self, some))
+        writer = engine.writer
+        prompt = writer.fit(turns, 150)
+        assert len(limit) < len(prompt.positions) <= 150 and len(written) < 15 and max(written) == 400
+        assert prompt.positions == write(writer, turns[prompt.dropped :])[0]
+        assert len(write(writer, turns[prompt.dropped - 1 :])[0]) > 150
 
     def test_a_question_that_never_fits(self, engine, session, files):
         session.say("before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,17 @@ def test_by_hand_and_from_strangers(engine, session, files):
     with pytest.raises(ValueError, match=r"turns\[0\].*named by path, which is not allowed"):
         other.load(plain, files=False)
     other.load(session.export(embed=True), files=False)
+    assert same(session, other)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_strangers_name_no_conversation_of_this_machine(engine, session, files, tmp_path, kind):
+    saved = session.save(tmp_path / "talk.json")
+    other = ChatSession(engine, SHORT)
+    with pytest.raises(ValueError, match="expected a mapping of keys"):
+        other.load(kind(saved), files=False)
+    assert other.turns == []
+    other.load(kind(saved))
     assert same(session, other)
 
 

@@ -74,8 +74,12 @@ def clean_answer(text: str, prompt: PromptFormat | None = None, stop: Sequence[s
     prompt = prompt or PromptFormat()
     for end in (*prompt.stop, *stop):
         text = text.split(end, 1)[0]
-    text = text.strip()
+    return text.strip().removeprefix(answer_tag(prompt)).strip()
+
+
+def answer_tag(prompt: PromptFormat) -> str:
+    """The tag of an answer without the stop text in it, as a model may write it once more before it answers."""
     tag = prompt.assistant.strip()
-    for end in prompt.stop:  # the tag's own separator was cut away above
+    for end in prompt.stop:
         tag = tag.removeprefix(end).strip()
-    return text.removeprefix(tag).strip() if tag else text
+    return tag

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,8 +232,6 @@ class Conversation:
             ValueError: when it is none, or one that this model cannot go on with; nothing is replaced then.
         """
         limits = self.store.limits
-        if not isinstance(plain, Mapping):  # a text would be taken for the name of a file of this machine
-            raise ValueError("this is no conversation that was saved here")
         with self._alone():
             fresh = [ChatSession(side.session.engine) for side in self.sides]
             for session in fresh:
@@ -280,8 +278,7 @@ class Conversation:
             try:
                 self.rested = True
                 for side in self.sides:
-                    turns, side.session = side.session.turns, ChatSession(side.session.engine)
-                    side.session.turns = turns
+                    side.session.rest()
             finally:
                 self._answering.release()
 

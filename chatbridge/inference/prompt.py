@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -70,17 +71,27 @@ class PromptWriter:
             ValueError: when the newest exchange alone takes more.
         """
         newest = exchanges[-1]
-        if len(newest.text) > MOST_CHARACTERS * max(1, limit):  # not worth the time to count its tokens
+        most = MOST_CHARACTERS * max(1, limit)  # of longer texts it is not worth the time to count the tokens
+        if len(newest.text) > most:
             raise ValueError(f"a text of {len(newest.text):,} characters cannot fit into {limit} positions; shorten it")
-        for dropped in range(len(exchanges)):
-            positions, media = self.write(exchanges[dropped:])
-            if len(positions) <= limit:
-                return Prompt(positions, media, dropped)
+        too_long = (n for n in range(len(exchanges) - 1, -1, -1) if _characters(exchanges[n]) > most)
+        first = min(next(too_long, -1) + 1, len(exchanges) - 1)
+        positions, media = self.write(exchanges[first:])
+        if len(positions) <= limit:
+            return Prompt(positions, media, first)
+        # Fewer exchanges take fewer positions: what has to go is found by halves, in a long conversation, too.
+        last = bisect_left(range(len(exchanges)), True, first + 1, key=lambda n: self._fits(exchanges[n:], limit))
+        if last < len(exchanges):
+            return Prompt(*self.write(exchanges[last:]), last)
+        positions, _ = self.write(exchanges[-1:])
         shown = sum(self.queries[medium.modality] for medium in newest.media)
         raise ValueError(
             f"the newest question takes {len(positions)} positions ({shown} of them its {len(newest.media)} media), "
             f"and {limit} are left for it; shorten its text, show fewer media or lower max_new_tokens"
         )
+
+    def _fits(self, exchanges: Sequence[Exchange], limit: int) -> bool:
+        return len(self.write(exchanges)[0]) <= limit
 
     def write(self, exchanges: Sequence[Exchange]) -> tuple[list[Position], list[tuple[int, Medium]]]:
         """Every position of the conversation, and where its media stand. A last answer is written out, too."""
@@ -100,6 +111,10 @@ class PromptWriter:
                 positions[start : start + rows] = [(medium.identity, row) for row in range(rows)]
                 media.append((start, medium))
         return positions, media
+
+
+def _characters(exchange: Exchange) -> int:
+    return len(exchange.text) + len(exchange.answer or "")
 
 
 def dialogue_of(exchanges: Sequence[Exchange]) -> Dialogue:

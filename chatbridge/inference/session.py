@@ -233,6 +233,15 @@ class ChatSession:
         self.turns = []
         self._cache.reset()
 
+    def rest(self) -> None:
+        """Give back the memory that makes a further turn quick; the next one reads the conversation again.
+
+        Raises:
+            ValueError: while an answer is being given.
+        """
+        self._check_idle()
+        self._cache.reset()
+
     def export(self, embed: bool = False) -> dict[str, Any]:
         """The conversation as plain values for JSON (`chatbridge.inference.transcript.export`)."""
         return transcript.export(self.turns, embed)
@@ -245,16 +254,17 @@ class ChatSession:
         """Go on with a conversation that `save` or `export` gave, instead of this one.
 
         Args:
-            source: the JSON file, or its content. files: whether media named by path may be read; for content only.
+            source: the JSON file, or its content.
+            files: whether files of this machine may be read, `source` itself included.
 
         Raises:
             ValueError: when it is no such conversation, or media are missing or have changed; nothing is replaced then.
         """
         self._check_idle()
-        given = isinstance(source, Mapping)
-        self.turns = (
-            transcript.restore(self.engine, source, files=files) if given else transcript.load(self.engine, source)
-        )
+        if isinstance(source, str | Path) and files:
+            self.turns = transcript.load(self.engine, source)
+        else:  # what strangers send is content, and never the name of a file of this machine
+            self.turns = transcript.restore(self.engine, source, files=files)
 
     def _turn(self, index: int) -> Exchange:
         if not -len(self.turns) <= index < len(self.turns):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation import PromptFormat, clean_answer
-from chatbridge.conversation.stop import StopOnText
+from chatbridge.conversation.stop import StopOnText, answer_tag
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What decoding gives for the first bytes of a character whose others are still to come."""
@@ -50,7 +50,7 @@ class VisibleText:
         self.tokenizer, self.format = tokenizer, format
         self.stops = tuple(dict.fromkeys((*format.stop, *stop)))
         self.rule = StopOnText(self.stops, tokenizer)
-        self._tag = clean_tag(format)
+        self._tag = answer_tag(format)
         self._shown = ""
         self._written = GrowingText(tokenizer)
         self.stopped = False
@@ -92,11 +92,3 @@ class VisibleText:
         new = certain[len(self._shown) :]
         self._shown += new
         return new
-
-
-def clean_tag(format: PromptFormat) -> str:
-    """The tag of an answer without the separator in it, which a model may write again before it answers."""
-    tag = format.assistant.strip()
-    for stop in format.stop:
-        tag = tag.removeprefix(stop).strip()
-    return tag
