@@ -38,8 +38,8 @@ class Served:
         """Status and error object of a request that fails; sees that others are answered as before."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         url = f"{self.url}/v1/chat/completions"
-        response = httpx.post(url, content=content, headers={"Content-Type": "application/json"} | (headers or {}))
-        after = httpx.post(url, json=ASKED)
+        response = http("POST", url, content=content, headers={"Content-Type": "application/json"} | (headers or {}))
+        after = http("POST", url, json=ASKED)
         assert after.status_code == 200 and self.endpoint.desk.taken == 0
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
@@ -49,6 +49,11 @@ class Served:
         self.server.stop()
         self.thread.join(30)
         assert not self.thread.is_alive()
+
+
+def http(method: str, url: str, **more: Any) -> httpx.Response:
+    """A request with patience: httpx gives up after 5 s, in which a busy machine may not have come to answer."""
+    return httpx.request(method, url, timeout=60, **more)
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -13,7 +13,7 @@ from chatbridge.inference import ChatSession, GenerationSettings
 from chatbridge.serving.sessions import Sessions
 from chatbridge.serving.stops import StopTexts
 from tests.chat_tools import SHORT, make_engine, write_media
-from tests.serving_tools import Served, assistant, data_url, image, sound, text, until, user, video
+from tests.serving_tools import Served, assistant, data_url, http, image, sound, text, until, user, video
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ class TestAnswers:
         with pytest.raises(openai.NotFoundError, match="no model is called 'other/one'"):
             models.retrieve("other/one")
         until(lambda: not served.endpoint.desk.taken)
-        assert httpx.get(f"{served.url}/health").json() == {"status": "ok", "answering": 0, "waiting": 0}
+        assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 0, "waiting": 0}
         for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
             response = httpx.request(method, served.url + path)
             assert (response.status_code, response.json()["error"]["code"]) == (status, "unknown_url")

@@ -7,14 +7,13 @@ import socket
 import threading
 import time
 
-import httpx
 import openai
 import pytest
 
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.serving import ServingOptions, app
 from tests.chat_tools import SHORT, make_engine
-from tests.serving_tools import ASKED, Served, assistant, image, text, until, user
+from tests.serving_tools import ASKED, Served, assistant, http, image, text, until, user
 
 LONG = ASKED | {"messages": [user("tell me more")], "max_tokens": 200}
 """The tiny model's answer to this never ends by itself."""
@@ -122,8 +121,8 @@ class TestRequests:
             for _ in range(1000):
                 yield b"x" * 1000
 
-        response = httpx.post(
-            f"{served.url}/v1/chat/completions", content=endless(), headers={"Content-Type": "application/json"}
+        response = http(
+            "POST", f"{served.url}/v1/chat/completions", content=endless(), headers={"Content-Type": "application/json"}
         )
         assert response.status_code == 413
 
@@ -145,13 +144,13 @@ class TestKeys:
         for key in ("wrong", "first-key,second-key", "first-ke", "schlüssel"):
             headers = {"Authorization": f"Bearer {key}".encode()}
             for call in (
-                httpx.get(f"{served.url}/v1/models", headers=headers),
-                httpx.get(f"{served.url}/v1/models/tiny", headers=headers),
-                httpx.post(f"{served.url}/v1/chat/completions", headers=headers, json=ASKED),
+                http("GET", f"{served.url}/v1/models", headers=headers),
+                http("GET", f"{served.url}/v1/models/tiny", headers=headers),
+                http("POST", f"{served.url}/v1/chat/completions", headers=headers, json=ASKED),
             ):
                 assert (call.status_code, call.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert httpx.get(f"{served.url}/v1/models").status_code == 401
-        assert httpx.get(f"{served.url}/health").status_code == 200
+        assert http("GET", f"{served.url}/v1/models").status_code == 401
+        assert http("GET", f"{served.url}/health").status_code == 200
         served.close()
         assert "first-key" not in caplog.text + repr(served.endpoint.options)
 
@@ -168,7 +167,7 @@ class TestManyAndVanishing:
         for thread in threads:
             thread.start()
         until(lambda: served.endpoint.desk.taken == 3 and slow.steps)
-        assert httpx.get(f"{served.url}/health").json() == {"status": "ok", "answering": 1, "waiting": 2}
+        assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 1, "waiting": 2}
         with pytest.raises(openai.RateLimitError, match="1 answers are being given and 2 requests wait") as caught:
             served.client().chat.completions.create(**ASKED)
         assert int(caught.value.response.headers["retry-after"]) >= 1
@@ -247,10 +246,10 @@ class TestOurOwnFailures:
         for place in ((engine.model.llm, "step"), (engine.format, "segments"), (served.endpoint.reader, "_newest")):
             with monkeypatch.context() as patched:
                 patched.setattr(type(place[0]) if place[1] == "_newest" else place[0], place[1], fail)
-                response = httpx.post(f"{served.url}/v1/chat/completions", json=ASKED)
+                response = http("POST", f"{served.url}/v1/chat/completions", json=ASKED)
             assert response.status_code == 500
             assert response.json()["error"]["code"] == "internal_error" and "secret" not in response.text
-        assert httpx.post(f"{served.url}/v1/chat/completions", json=ASKED).status_code == 200
+        assert http("POST", f"{served.url}/v1/chat/completions", json=ASKED).status_code == 200
 
     def test_in_the_middle_of_a_stream(self, engine, served, monkeypatch):
         step, count = engine.model.llm.step, []
