@@ -190,3 +190,18 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     a, b = (load_trainer(find_latest(output))["reading"] for output in (whole, parts))
     assert a == b and a[0]["batches"]["lanes"]["far"].keys() == {0, 1}
+
+
+def test_a_program_that_fails_ends_with_its_workers(tmp_path):
+    """They leave SIGTERM to the training process, and Python waits at its end for every child."""
+    write_folder(tmp_path, 20)
+    failing = (
+        "import sys; from pathlib import Path; from tests.reading_tools import folder_set, stream\n"
+        "batches = stream([folder_set(Path(sys.argv[1]))], 200, workers=2)\n"
+        "next(batches)\n"
+        "raise RuntimeError('in the middle')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", failing, str(tmp_path)], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "in the middle" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from pathlib import Path
@@ -217,6 +218,29 @@ def test_what_is_wrong_is_said_on_the_page(tab, tmp_path, pictures):
     tab.box.press("Enter")
     until(lambda: len(tab.answers()) == 1)
     tab.wrong.clear()  # gradio reports the refused file in the console, too
+
+
+HANDED_OVER = """([box, event, name, kind, data]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const carried = new DataTransfer();
+    carried.items.add(new File([bytes], name, {type: kind}));
+    const how = {bubbles: true, cancelable: true, dataTransfer: carried, clipboardData: carried};
+    const made = event === "paste" ? new ClipboardEvent(event, how) : new DragEvent(event, how);
+    document.querySelector(box).dispatchEvent(made);
+}"""
+"""Drops or pastes a file, as the browser tells a page about it."""
+
+
+def test_dropped_and_pasted(engine, tab, files):
+    expected = alone(engine, ("what is it?", [files["a.wav"], files["a.png"]]))[0]
+    for number, (event, name, kind) in enumerate((("drop", "a.wav", "audio/wav"), ("paste", "a.png", "image/png")), 1):
+        data = base64.b64encode(files[name].read_bytes()).decode()
+        place = "#box textarea" if event == "paste" else "#box .full-container"
+        tab.page.evaluate(HANDED_OVER, [place, event, name, kind, data])
+        until(lambda number=number: tab.page.locator("#box .thumbnail-item").count() == number)
+    tab.ask("what is it?")
+    until(lambda: tab.answers() == [plain(expected)])
+    until(lambda: tab.chat.locator(".cb-media figure").count() == 2)
 
 
 def test_camera_and_microphone(engine, tab):

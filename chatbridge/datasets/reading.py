@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import signal
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -154,7 +158,9 @@ class BatchStream(Iterator[MultimodalBatch]):
 
     def __next__(self) -> MultimodalBatch:
         if self._batches is None:
+            others = set(active_children())
             self._batches = iter(self._loader())
+            atexit.register(_end, set(active_children()) - others, os.getpid())
         batch = next(self._batches)
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
@@ -252,3 +258,10 @@ def _leave_signals_to_parent(worker: int) -> None:
     """A signal to the whole process group asks the training process for a checkpoint; it still needs its batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end(workers: set[BaseProcess], parent: int) -> None:
+    """When the program ends with an error, Python would wait for ever for workers that do not obey SIGTERM."""
+    if os.getpid() == parent:
+        for worker in workers:
+            worker.kill()
