@@ -14,14 +14,17 @@ with ``finish: device`` (normalising and filter banks are left to the model's de
 besides its medium.
 
 Items per second are per core: divided by the processor time that all processes together used, so that a machine with
-other work to do gives nearly the same numbers. --plan takes what ``train.py --plan --json`` printed and tells how many
-cores feed that run.
+other work to do gives nearly the same numbers. What 2 workers do is compared with 2 processes that decode at the same
+time: cores that are both busy are slower. The measurements take turns; of the items per second the best turn counts, of
+the shares the median, each of two numbers from the same turn. --plan takes what ``train.py --plan --json`` printed and
+tells how many cores feed that run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -31,6 +34,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -66,6 +70,8 @@ TOKENIZER = Path(__file__).parent.parent / "tests" / "golden" / "tokenizer"
 WORKERS = (0, 1, 2)
 KINDS = ("folder", "tar", "video", "wav", "flac", "nothing")
 FINISH = ("device", "worker")
+CHANCE = random.Random(0)
+"""Which frames the plain loop decodes; as in training, others each time."""
 
 
 @dataclass
@@ -108,34 +114,63 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(corpora: dict[str, Corpus], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """All numbers of one corpus by way of finishing: items per second of processor time, and shares of waiting.
+    """All numbers of one corpus by way of finishing: items per second of processor time, and shares.
 
-    The measurements take turns, and of each the best turn counts: other work on the machine only ever slows them down.
+    Of the rates the best turn counts: other work on the machine only ever slows them down. Of shares it is the median.
     """
     first = next(iter(corpora.values()))
     readings = {(f, w): Reading(c, args, w) for f, c in corpora.items() for w in WORKERS}
-    rows: dict[str, dict[str, Any]] = {finish: {} for finish in corpora}
-
-    def note(finish: str, name: str, value: float) -> None:
-        rows[finish][name] = max(value, rows[finish].get(name, 0.0))
-
-    for turn in range(args.turns):
-        print(f"{first.name}: turn {turn + 1} of {args.turns} ...", file=sys.stderr, flush=True)
-        decode = rate(map(first.decode, cycle(first.files)), args.seconds)
-        quickest = rate(map(first.quickest, cycle(first.files)), args.seconds)
-        for finish, corpus in corpora.items():
-            note(finish, "decode", decode)
-            note(finish, "quickest", quickest)
-            note(finish, "load", load_rate(corpus, args.seconds))
-            for w in WORKERS:
-                per_core, per_second = readings[finish, w].rates(args.seconds)
-                note(finish, f"read_{w}", per_core)
-                note(finish, f"wall_{w}", per_second)
-    for finish, row in rows.items():
+    turns: dict[str, list[dict[str, float]]] = {finish: [] for finish in corpora}
+    with Crowd(first, max(WORKERS)) as crowd:
+        for turn in range(args.turns):
+            print(f"{first.name}: turn {turn + 1} of {args.turns} ...", file=sys.stderr, flush=True)
+            plain = {
+                "decode": rate(map(first.decode, cycle(first.files)), args.seconds),
+                "decode_2": crowd.decode(args.seconds),
+                "quickest": rate(map(first.quickest, cycle(first.files)), args.seconds),
+            }
+            for finish, corpus in corpora.items():
+                row = {**plain, "load": load_rate(corpus, args.seconds)}
+                for w in WORKERS:
+                    row[f"read_{w}"], row[f"wall_{w}"] = readings[finish, w].rates(args.seconds)
+                    limit = "decode_2" if w == 2 else "decode"
+                    row |= {f"of_{what}_{w}": row[f"read_{w}"] / row[what] for what in ("quickest", "load")}
+                    row[f"of_decode_{w}"] = row[f"read_{w}"] / row[limit]
+                turns[finish].append(row)
+    rows = {}
+    for finish, seen in turns.items():
+        row = {name: (median if name.startswith("of_") else max)([one[name] for one in seen]) for name in seen[0]}
         for w in WORKERS:
-            row |= {f"of_{what}_{w}": row[f"read_{w}"] / row[what] for what in ("decode", "quickest", "load")}
             row[f"waiting_{w}"] = min(readings[finish, w].waiting(args.step, 6 * args.step) for _ in range(3))
-    return {f"{first.name} {finish}": row for finish, row in rows.items()}
+        rows[f"{first.name} {finish}"] = row
+    return rows
+
+
+class Crowd:
+    """Processes that decode at the same time."""
+
+    def __init__(self, corpus: Corpus, size: int):
+        self.size = size
+        self._pool = multiprocessing.get_context("fork").Pool(size, initializer=_remember, initargs=(corpus,))
+
+    def decode(self, seconds: float) -> float:
+        """Items per second of processor time of one of them."""
+        return mean(self._pool.map(_decode, [seconds] * self.size, chunksize=1))
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.terminate()
+
+
+def _remember(corpus: Corpus) -> None:
+    globals()["CORPUS"] = corpus
+
+
+def _decode(seconds: float) -> float:
+    corpus: Corpus = globals()["CORPUS"]
+    return rate(map(corpus.decode, cycle(corpus.files)), seconds)
 
 
 def load_rate(corpus: Corpus, seconds: float) -> float:
@@ -264,14 +299,17 @@ def decode_video(file: Path) -> np.ndarray:
     import decord
 
     reader = decord.VideoReader(str(file), ctx=decord.cpu(0), num_threads=1)
-    return reader.get_batch(pick(frame_groups(len(reader), 4), random.Random(len(str(file))))).asnumpy()
+    return reader.get_batch(pick(frame_groups(len(reader), 4), CHANCE)).asnumpy()
 
 
 def show(rows: dict[str, dict[str, Any]], step: float) -> None:
     print(f"\n{os.cpu_count()} cores; items per second and core (reading: share of decode | of quickest | of load)\n")
-    print(f"{'':15}{'decode':>8}{'quickest':>9}{'load':>8}" + "".join(f"{f'read, {w} workers':>29}" for w in WORKERS))
+    print(
+        f"{'':15}{'decode':>8}{'two at once':>12}{'quickest':>9}{'load':>8}"
+        + "".join(f"{f'read, {w} workers':>29}" for w in WORKERS)
+    )
     for name, row in rows.items():
-        line = f"{name:15}{row['decode']:8.0f}{row['quickest']:9.0f}{row['load']:8.0f}"
+        line = f"{name:15}{row['decode']:8.0f}{row['decode_2']:12.0f}{row['quickest']:9.0f}{row['load']:8.0f}"
         for w in WORKERS:
             shares = " |".join(f"{row[f'of_{what}_{w}']:4.0%}" for what in ("decode", "quickest", "load"))
             line += f"{row[f'read_{w}']:11.1f} ({shares})"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from chatbridge.common import shared
 from chatbridge.common.batch import MultimodalBatch
-from chatbridge.common.shared import Lease, SlabPool, batch_memory
+from chatbridge.common.shared import Lease, SlabPool, batch_memory, packed, unpacked
 from chatbridge.processors.image import ImageConfig, ImageProcessor
 from tests.reading_tools import folder_set, stream, take, write_folder
 
@@ -23,41 +24,69 @@ def sent(lease: Lease) -> Lease:
 
 def test_a_slab_is_free_when_its_receiver_has_done_with_it():
     pool = SlabPool(most=2)
-    first, lease = pool.borrow(1000)
-    there = sent(lease)
+    lease = pool.borrow(1000)
+    first, there = lease.memory.data_ptr(), sent(lease)
     del lease  # the worker forgets it as soon as it is sent
-    second, other = pool.borrow(1000)
-    assert first.data_ptr() != second.data_ptr()
+    other = pool.borrow(1000)
+    assert other.memory.data_ptr() != first
     there_too = sent(other)
     assert pool.borrow(10) is None, "both are in use"
     del there
-    again, lease = pool.borrow(900)
-    assert again.data_ptr() == first.data_ptr() and len(again) == 900
-    assert pool.borrow(10) is None and there_too.flag[0]
+    again = pool.borrow(900)
+    assert again.memory.data_ptr() == first
+    assert pool.borrow(10) is None and there_too.memory[-1]
 
 
 def test_slabs_grow():
     pool = SlabPool(most=2)
     for size in (100, 200):
-        sent(pool.borrow(size)[1])
-    small, large = pool.borrow(50)[0], pool.borrow(150)[0]
-    assert small.untyped_storage().nbytes() == 101 and large.untyped_storage().nbytes() == 201
+        sent(pool.borrow(size))
+    assert [len(pool.borrow(size).memory) for size in (50, 150)] == [101, 201]
     pool = SlabPool(most=2)
     for _ in range(2):
-        sent(pool.borrow(100)[1])
-    data, _ = pool.borrow(5000)
-    assert len(data) == 5000 and len(pool._slabs) == 2, "in place of one that is too small"
+        sent(pool.borrow(100))
+    large = pool.borrow(5000)
+    assert len(large.memory) == 5001 and len(pool._slabs) == 2, "in place of one that is too small"
+    large.memory[:3] = 7
+    assert sent(large).tensor(((3,), torch.uint8)).tolist() == [7, 7, 7]
+
+
+def test_a_slab_is_handed_over_once():
+    pool, mapped = SlabPool(most=1), shared._mapped
+    mapped.clear()
+    for number in range(3):
+        lease = pool.borrow(4000)
+        lease.memory[0] = number
+        data = bytes(ForkingPickler.dumps(lease))
+        there = pickle.loads(data)
+        assert there.tensor(((1,), torch.uint8)).tolist() == [number]
+        assert there.memory is next(iter(mapped.values())) and len(mapped) == 1
+        del lease, there
+    kept = sent(pool.borrow(4000))
+    shared.forget([os.getpid() + 1])
+    assert len(mapped) == 1
+    shared.forget([os.getpid()])
+    assert mapped == {} and kept.memory[-1] == 1
+
+
+def test_only_what_fills_the_slab_from_its_start_is_sent_without_its_numbers():
+    lease = SlabPool().borrow(100)
+    whole = lease.tensor(((10, 5), torch.int16))
+    whole.copy_(torch.arange(50).view(10, 5))
+    for part in (whole, whole[:4], whole[3:], whole.T, whole + 1):
+        arrived = unpacked(packed(part, lease), sent(lease))
+        assert torch.equal(arrived, part)
+    assert not isinstance(packed(whole, lease), torch.Tensor) and isinstance(packed(whole[3:], lease), torch.Tensor)
 
 
 def test_a_forked_copy_of_a_lease_ends_nothing():
-    _, lease = SlabPool().borrow(10)
-    there = sent(lease)
+    there = sent(SlabPool().borrow(10))
     child = os.fork()
     if child == 0:
         there.__del__()
         os._exit(0)
     os.waitpid(child, 0)
-    assert there.flag[0]
+    assert there.memory[-1]
 
 
 def test_outside_of_workers_memory_is_plain():
@@ -92,11 +121,14 @@ def test_batches_that_are_kept_do_not_change(tmp_path):
 def test_slabs_are_used_again(tmp_path):
     write_folder(tmp_path, 30)
     batches, places = stream([raw_set(tmp_path)], 60, workers=1), set()
+    before, mapped = len(shared._mapped), set()
     for _ in range(40):
         pixels = next(batches).media["image"].pixels
         places.add(_inode(pixels))
+        mapped.add(pixels.data_ptr())
+    assert len(places) <= 5 and len(mapped) <= 5 and len(shared._mapped) > before
     del batches
-    assert len(places) <= 5
+    assert len(shared._mapped) == before
 
 
 def _inode(tensor: torch.Tensor) -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from chatbridge.common.batch import MIXED, MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
+from chatbridge.common.shared import forget
 from chatbridge.datasets.builder import TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.lanes import Lane, open_lane, regroup
@@ -160,7 +162,9 @@ class BatchStream(Iterator[MultimodalBatch]):
         if self._batches is None:
             others = set(active_children())
             self._batches = iter(self._loader())
-            atexit.register(_end, set(active_children()) - others, os.getpid())
+            workers = set(active_children()) - others
+            atexit.register(_end, workers, os.getpid())
+            weakref.finalize(self, forget, [worker.pid for worker in workers])
         batch = next(self._batches)
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
@@ -263,5 +267,6 @@ def _leave_signals_to_parent(worker: int) -> None:
 def _end(workers: set[BaseProcess], parent: int) -> None:
     """When the program ends with an error, Python would wait for ever for workers that do not obey SIGTERM."""
     if os.getpid() == parent:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report their end as an error
         for worker in workers:
             worker.kill()

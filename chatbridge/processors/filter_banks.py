@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from chatbridge.common.raw import RawMedia
-from chatbridge.common.shared import Lease, batch_memory
+from chatbridge.common.shared import Lease, Placed, batch_memory, packed, unpacked
 
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
@@ -187,6 +187,15 @@ class RawSounds(RawMedia):
 
     def pin_memory(self) -> RawSounds:
         return replace(self, samples=self.samples.pin_memory(), lease=None)
+
+    def __reduce__(self) -> tuple:
+        return _arrived, (packed(self.samples, self.lease), self.clips, self.bank, self.lease)
+
+
+def _arrived(
+    samples: Tensor | Placed, clips: tuple[tuple[Clip, ...], ...], bank: FilterBank, lease: Lease | None
+) -> RawSounds:
+    return RawSounds(unpacked(samples, lease), clips, bank, lease)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chatbridge.common.raw import RawMedia
 from chatbridge.common.schema import key
-from chatbridge.common.shared import Lease, batch_memory
+from chatbridge.common.shared import Lease, Placed, batch_memory, packed, unpacked
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -116,6 +116,15 @@ class RawPixels(RawMedia):
 
     def pin_memory(self) -> RawPixels:
         return replace(self, pixels=self.pixels.pin_memory(), lease=None)
+
+    def __reduce__(self) -> tuple:
+        return _arrived, (packed(self.pixels, self.lease), self.mean, self.std, self.lease)
+
+
+def _arrived(
+    pixels: Tensor | Placed, mean: tuple[float, ...], std: tuple[float, ...], lease: Lease | None
+) -> RawPixels:
+    return RawPixels(unpacked(pixels, lease), mean, std, lease)
 
 
 @dataclass
