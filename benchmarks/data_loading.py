@@ -15,9 +15,8 @@ besides its medium.
 
 Items per second are per core: divided by the processor time that all processes together used, so that a machine with
 other work to do gives nearly the same numbers. What 2 workers do is compared with 2 processes that decode at the same
-time: cores that are both busy are slower. The measurements take turns; of the items per second the best turn counts, of
-the shares the median, each of two numbers from the same turn. --plan takes what ``train.py --plan --json`` printed and
-tells how many cores feed that run.
+time: cores that are both busy are slower. The measurements take turns, and of each the best one counts. --plan takes
+what ``train.py --plan --json`` printed and tells how many cores feed that run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -116,11 +115,12 @@ def main(argv: list[str] | None = None) -> int:
 def measure(corpora: dict[str, Corpus], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All numbers of one corpus by way of finishing: items per second of processor time, and shares.
 
-    Of the rates the best turn counts: other work on the machine only ever slows them down. Of shares it is the median.
+    The measurements take turns, and of each the best turn counts: other work on the machine, of which a virtual one
+    does not know, only ever slows them down.
     """
     first = next(iter(corpora.values()))
     readings = {(f, w): Reading(c, args, w) for f, c in corpora.items() for w in WORKERS}
-    turns: dict[str, list[dict[str, float]]] = {finish: [] for finish in corpora}
+    rows: dict[str, dict[str, Any]] = {finish: {} for finish in corpora}
     with Crowd(first, max(WORKERS)) as crowd:
         for turn in range(args.turns):
             print(f"{first.name}: turn {turn + 1} of {args.turns} ...", file=sys.stderr, flush=True)
@@ -130,20 +130,16 @@ def measure(corpora: dict[str, Corpus], args: argparse.Namespace) -> dict[str, d
                 "quickest": rate(map(first.quickest, cycle(first.files)), args.seconds),
             }
             for finish, corpus in corpora.items():
-                row = {**plain, "load": load_rate(corpus, args.seconds)}
+                now = {**plain, "load": load_rate(corpus, args.seconds)}
                 for w in WORKERS:
-                    row[f"read_{w}"], row[f"wall_{w}"] = readings[finish, w].rates(args.seconds)
-                    limit = "decode_2" if w == 2 else "decode"
-                    row |= {f"of_{what}_{w}": row[f"read_{w}"] / row[what] for what in ("quickest", "load")}
-                    row[f"of_decode_{w}"] = row[f"read_{w}"] / row[limit]
-                turns[finish].append(row)
-    rows = {}
-    for finish, seen in turns.items():
-        row = {name: (median if name.startswith("of_") else max)([one[name] for one in seen]) for name in seen[0]}
+                    now[f"read_{w}"], now[f"wall_{w}"] = readings[finish, w].rates(args.seconds)
+                rows[finish] = {name: max(value, rows[finish].get(name, 0.0)) for name, value in now.items()}
+    for finish, row in rows.items():
         for w in WORKERS:
+            row[f"of_decode_{w}"] = row[f"read_{w}"] / row["decode_2" if w == 2 else "decode"]
+            row |= {f"of_{what}_{w}": row[f"read_{w}"] / row[what] for what in ("quickest", "load")}
             row[f"waiting_{w}"] = min(readings[finish, w].waiting(args.step, 6 * args.step) for _ in range(3))
-        rows[f"{first.name} {finish}"] = row
-    return rows
+    return {f"{first.name} {finish}": row for finish, row in rows.items()}
 
 
 class Crowd:

@@ -74,9 +74,27 @@ def test_only_what_fills_the_slab_from_its_start_is_sent_without_its_numbers():
     whole = lease.tensor(((10, 5), torch.int16))
     whole.copy_(torch.arange(50).view(10, 5))
     for part in (whole, whole[:4], whole[3:], whole.T, whole + 1):
-        arrived = unpacked(packed(part, lease), sent(lease))
-        assert torch.equal(arrived, part)
-    assert not isinstance(packed(whole, lease), torch.Tensor) and isinstance(packed(whole[3:], lease), torch.Tensor)
+        there, lent = packed(part, lease)
+        assert torch.equal(unpacked(there, sent(lent)), part)
+    assert not isinstance(packed(whole, lease)[0], torch.Tensor)
+    assert isinstance(packed(whole[3:], lease)[0], torch.Tensor)
+
+
+def test_a_process_uses_its_own_memory_again_and_lends_it_to_nobody(tmp_path):
+    write_folder(tmp_path, 30)
+    batches, places = stream([raw_set(tmp_path)], 60), set()
+    expected = [b.media["image"].finished() for b in take(stream([raw_set(tmp_path)], 60), 40)]
+    held = []
+    for number in range(40):
+        held.append(next(batches).media["image"])
+        places.add(held[-1].pixels.data_ptr())
+        assert not held[-1].pixels.is_shared()
+        copy = pickle.loads(bytes(ForkingPickler.dumps(held[-1])))
+        assert copy.lease is None and copy.pixels.data_ptr() != held[-1].pixels.data_ptr()
+        del copy
+        assert all(torch.equal(one.finished(), expected[number - n]) for n, one in enumerate(reversed(held)))
+        held = held[-2:]
+    assert len(places) <= 4
 
 
 def test_a_forked_copy_of_a_lease_ends_nothing():
@@ -89,9 +107,9 @@ def test_a_forked_copy_of_a_lease_ends_nothing():
     assert there.memory[-1]
 
 
-def test_outside_of_workers_memory_is_plain():
+def test_outside_of_workers_memory_is_not_shared():
     memory, lease = batch_memory((2, 3), torch.int16)
-    assert memory.shape == (2, 3) and not memory.is_shared() and lease is None
+    assert memory.shape == (2, 3) and not memory.is_shared() and lease.receiver == os.getpid()
 
 
 def raw_set(folder, **keys):

@@ -1,13 +1,15 @@
-"""Memory that a data-loader worker shares with the training process, used again for batch after batch.
+"""Memory of batches, used again for batch after batch; a data-loader worker shares it with the training process.
 
 PyTorch gives every batch fresh shared memory, and the system hands that out page by page, zeroed, while it is written
 to: for a batch of pictures this takes longer than collating it. It also hands every tensor over in a connection of its
-own, and maps it anew. A worker here keeps a few slabs instead, which the training process maps once. Which of them are
-free is told by a byte at the end of each, which the training process clears when it is done with the batch.
+own, and maps it anew. A process here keeps a few slabs instead; a worker's are mapped by the training process once.
+Which of them are free is told by a byte at the end of each, which the training process clears when it is done with the
+batch. For the same reason what was freed is kept for the next sample (`keep_freed`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -24,17 +26,38 @@ Placed: TypeAlias = "tuple[tuple[int, ...], torch.dtype]"
 """Shape and type of a tensor at the beginning of a slab."""
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3)."""
+
+KEPT, LARGEST = 128 * 2**20, 32 * 2**20
+"""Bytes of freed memory that a process keeps, and the size from which on a piece is given back at once."""
+
+
+def keep_freed() -> None:
+    """Let this process keep up to `KEPT` bytes that it has freed, where its C library is glibc.
+
+    By default everything above about a megabyte goes back to the system whenever the media of a batch are freed, and is
+    handed out again page by page for the next ones.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
 class Slab:
-    """Shared memory of one worker.
+    """Memory of one process.
 
     Attributes:
         number: its place in the pool; memory: uint8, the last byte says whether it is in use.
         sent: whether the training process has mapped it.
     """
 
-    def __init__(self, number: int, size: int):
+    def __init__(self, number: int, size: int, shared: bool):
         self.number, self.sent = number, False
-        self.memory = torch.zeros(size + 1, dtype=torch.uint8).share_memory_()
+        self.memory = torch.zeros(size + 1, dtype=torch.uint8)
+        if shared:
+            self.memory.share_memory_()
 
     @property
     def size(self) -> int:
@@ -46,10 +69,10 @@ class Slab:
 
 
 class Lease:
-    """One use of a slab. It ends with the last reference in the process that the batch was sent to.
+    """One use of a slab. It ends with the last reference in the process that uses the batch.
 
     Args:
-        memory: the slab's; slab: in the worker; receiver: the process, where it was sent to one.
+        memory: the slab's; slab: in a worker, which sends it on; receiver: the process that uses the batch.
     """
 
     def __init__(self, memory: Tensor, slab: Slab | None = None, receiver: int | None = None):
@@ -61,8 +84,7 @@ class Lease:
         return self.memory[: prod(shape) * dtype.itemsize].view(dtype).view(*shape)
 
     def __reduce__(self) -> tuple:
-        if self.slab is None:
-            return _received, (None, self.memory)
+        assert self.slab is not None, "only a worker's memory can be lent to another process"
         known, self.slab.sent = self.slab.sent, True  # what a worker sends arrives in order
         return _received, ((os.getpid(), self.slab.number), None if known else self.memory)
 
@@ -75,10 +97,10 @@ _mapped: dict[tuple[int, int], Tensor] = {}
 """In the training process: slabs by worker and number."""
 
 
-def _received(slab: tuple[int, int] | None, memory: Tensor | None) -> Lease:
+def _received(slab: tuple[int, int], memory: Tensor | None) -> Lease:
     if memory is None:
         memory = _mapped[slab]
-    elif slab is not None:
+    else:
         _mapped[slab] = memory
     return Lease(memory, receiver=os.getpid())
 
@@ -91,49 +113,53 @@ def forget(workers: Iterable[int]) -> None:
 
 
 class SlabPool:
-    """The slabs of one worker."""
+    """The slabs of one process; `shared` ones are a worker's, for batches that are sent."""
 
-    def __init__(self, most: int = SLABS):
-        self.most = most
+    def __init__(self, most: int = SLABS, shared: bool = True):
+        self.most, self.shared = most, shared
         self._slabs: list[Slab] = []
 
     def borrow(self, size: int) -> Lease | None:
-        """So many bytes of shared memory or more; None when every slab is in use."""
+        """So many bytes or more; None when every slab is in use."""
         free = [slab for slab in self._slabs if slab.free]
         slab = min((slab for slab in free if slab.size >= size), key=lambda slab: slab.size, default=None)
         if slab is None:
             if len(self._slabs) < self.most:
-                slab = Slab(len(self._slabs), size)
+                slab = Slab(len(self._slabs), size, self.shared)
                 self._slabs.append(slab)
             elif free:
-                slab = self._slabs[free[0].number] = Slab(free[0].number, size)
+                slab = self._slabs[free[0].number] = Slab(free[0].number, size, self.shared)
             else:
                 return None
         slab.memory[-1] = 1
-        return Lease(slab.memory, slab)
+        return Lease(slab.memory, slab) if self.shared else Lease(slab.memory, receiver=os.getpid())
 
 
-_pool = SlabPool()
+_worker_pool, _own_pool = SlabPool(), SlabPool(shared=False)
 
 
 def batch_memory(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Lease | None]:
     """An uninitialised tensor for a batch: in a worker, in memory that is shared with the training process.
 
-    The lease must live as long as the tensor is in use, and be sent in its place (`packed`).
+    The lease must live as long as the tensor is in use; `packed` sends both.
     """
-    if get_worker_info() is None:
-        return torch.empty(*shape, dtype=dtype), None
-    lease = _pool.borrow(prod(shape) * dtype.itemsize)
+    pool = _own_pool if get_worker_info() is None else _worker_pool
+    lease = pool.borrow(prod(shape) * dtype.itemsize)
     if lease is None:
-        return torch.empty(*shape, dtype=dtype).share_memory_(), None
+        memory = torch.empty(*shape, dtype=dtype)
+        return memory.share_memory_() if pool.shared else memory, None
     return lease.tensor((tuple(shape), dtype)), lease
 
 
-def packed(tensor: Tensor, lease: Lease | None) -> Tensor | Placed:
-    """What to send of a tensor from `batch_memory`, beside its lease."""
-    if lease is None or tensor.data_ptr() != lease.memory.data_ptr() or not tensor.is_contiguous():
-        return tensor
-    return tuple(tensor.shape), tensor.dtype
+def packed(tensor: Tensor, lease: Lease | None) -> tuple[Tensor | Placed, Lease | None]:
+    """What to send to another process for a tensor from `batch_memory` and its lease."""
+    if lease is None:
+        return tensor, None
+    if lease.slab is None:  # whoever it is sent to must not say when our use of it ends
+        return tensor.clone(), None
+    if tensor.data_ptr() != lease.memory.data_ptr() or not tensor.is_contiguous():
+        return tensor, lease
+    return (tuple(tensor.shape), tensor.dtype), lease
 
 
 def unpacked(sent: Tensor | Placed, lease: Lease | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from chatbridge.common.batch import MIXED, MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.shared import forget
+from chatbridge.common.shared import forget, keep_freed
 from chatbridge.datasets.builder import TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.lanes import Lane, open_lane, regroup
@@ -165,6 +165,8 @@ class BatchStream(Iterator[MultimodalBatch]):
             workers = set(active_children()) - others
             atexit.register(_end, workers, os.getpid())
             weakref.finalize(self, forget, [worker.pid for worker in workers])
+            if not workers:
+                keep_freed()
         batch = next(self._batches)
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
@@ -182,7 +184,7 @@ class BatchStream(Iterator[MultimodalBatch]):
             num_workers=self.workers,
             collate_fn=_as_it_is,
             pin_memory=self.pin,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_begin_worker,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,7 +260,12 @@ def _as_it_is(batch: MultimodalBatch | Failure) -> MultimodalBatch | Failure:
     return batch
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _begin_worker(number: int) -> None:
+    keep_freed()
+    _leave_signals_to_parent()
+
+
+def _leave_signals_to_parent() -> None:
     """A signal to the whole process group asks the training process for a checkpoint; it still needs its batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

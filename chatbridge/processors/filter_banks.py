@@ -189,7 +189,8 @@ class RawSounds(RawMedia):
         return replace(self, samples=self.samples.pin_memory(), lease=None)
 
     def __reduce__(self) -> tuple:
-        return _arrived, (packed(self.samples, self.lease), self.clips, self.bank, self.lease)
+        samples, lease = packed(self.samples, self.lease)
+        return _arrived, (samples, self.clips, self.bank, lease)
 
 
 def _arrived(

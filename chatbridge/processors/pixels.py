@@ -118,7 +118,8 @@ class RawPixels(RawMedia):
         return replace(self, pixels=self.pixels.pin_memory(), lease=None)
 
     def __reduce__(self) -> tuple:
-        return _arrived, (packed(self.pixels, self.lease), self.mean, self.std, self.lease)
+        pixels, lease = packed(self.pixels, self.lease)
+        return _arrived, (pixels, self.mean, self.std, lease)
 
 
 def _arrived(
