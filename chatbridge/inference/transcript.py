@@ -90,7 +90,9 @@ def restore(
         ValueError: for anything that is not such a conversation, with every problem; media that are missing, changed
             or of a modality that this model does not know.
     """
-    version = plain.get("version") if isinstance(plain, Mapping) else None
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{source}: expected a mapping of keys; this is no conversation that was saved")
+    version = plain.get("version")
     if isinstance(version, int) and version > VERSION:
         raise ValueError(f"{source}: its version is {version}, this ChatBridge reads up to {VERSION}; use a newer one")
     turns = []
