@@ -262,3 +262,14 @@ def test_the_slurm_script_hands_on_the_signal_and_requeues(tmp_path, status):
     assert sorted("is_host=1" in line for line in lines) == [False, True]
     assert all("--rdzv-endpoint=first:20007" in line and "--nnodes=2" in line for line in lines)
     assert all(line.endswith("train.py --cfg-path a.yaml --options run.seed=1 run.stop_at=2") for line in lines)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_slurm_script_tells_the_status_of_what_ended_while_it_dealt_with_a_signal(tmp_path, status):
+    script = (tiny.ROOT / "docs" / "multinode.sbatch").read_text()
+    function = script[script.index("ended() {") :].split("\n}\n")[0] + "\n}\n"
+    during = "trap 'kill $child; while kill -0 $child 2>/dev/null; do sleep 0.01; done; touch dealt' USR1\n"
+    child = f"(trap 'exit {status}' TERM; touch ready; while :; do sleep 0.01; done) & child=$!\n"
+    signal = "(until [ -e ready ]; do sleep 0.01; done; sleep 0.2; kill -USR1 $$) &\n"
+    done = subprocess.run(["bash", "-c", function + during + child + signal + "ended $child"], cwd=tmp_path, timeout=30)
+    assert (tmp_path / "dealt").exists() and done.returncode == status
