@@ -113,14 +113,15 @@ def test_too_much_at_once(engine, running, visitor, files):
     big = browser.upload(("big.wav", bytes(2**20 + 1)))
     assert big.status_code == 413 and "maximum" in big.text
     assert browser.upload(*[(f"{n}.bin", bytes(2**20)) for n in range(8)]).status_code == 413
-    assert httpx.post(f"{running.address}gradio_api/queue/join", content=bytes(33 * 2**20)).status_code == 413
+    join = f"{running.address}gradio_api/queue/join"
+    assert httpx.post(join, content=bytes(33 * 2**20), timeout=60).status_code == 413
 
     def endless():
         for _ in range(64):
             yield bytes(2**20)
 
     with pytest.raises(httpx.HTTPError):  # no length is announced
-        httpx.post(f"{running.address}gradio_api/queue/join", content=endless()).raise_for_status()
+        httpx.post(join, content=endless(), timeout=60).raise_for_status()
     browser.close()
     assert visitor.ask("still there?").answer == alone(engine, ("still there?", []))[0]
 

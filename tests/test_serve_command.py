@@ -147,8 +147,9 @@ def test_keys_names_and_a_quiet_log(start, monkeypatch):
     process = start("--api-key-env", "SOME_KEYS", "--model-name", "run", "--queue", "3", seconds=0)
     for key in ("key-of-one", "key-of-two"):
         assert process.client(key).chat.completions.create(**{**LONG, "stream": False, "max_tokens": 5}).choices
-    assert httpx.get(f"{process.url}/v1/models", headers={"Authorization": "Bearer wrong-key"}).status_code == 401
-    assert httpx.get(f"{process.url}/v1/models?api_key=key-of-one").status_code == 401
+    models = f"{process.url}/v1/models"
+    assert httpx.get(models, headers={"Authorization": "Bearer wrong-key"}, timeout=60).status_code == 401
+    assert httpx.get(f"{models}?api_key=key-of-one", timeout=60).status_code == 401
     process.send(signal.SIGTERM)
     assert process.status() == 0
     assert "5 tokens" in process.text()

@@ -108,7 +108,7 @@ class TestAnswers:
 
     def test_as_it_travels(self, served):
         body = {"model": "tiny", "messages": [user("what?")], "max_tokens": 3, "stream": True}
-        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body) as response:
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             lines = [line for line in response.iter_lines() if line]
         assert all(line.startswith("data: {") for line in lines[:-1]) and lines[-1] == "data: [DONE]"
@@ -127,7 +127,7 @@ class TestAnswers:
         until(lambda: not served.endpoint.desk.taken)
         assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 0, "waiting": 0}
         for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
-            response = httpx.request(method, served.url + path)
+            response = http(method, served.url + path)
             assert (response.status_code, response.json()["error"]["code"]) == (status, "unknown_url")
 
 
