@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import TypeAlias
@@ -118,9 +119,14 @@ class SlabPool:
     def __init__(self, most: int = SLABS, shared: bool = True):
         self.most, self.shared = most, shared
         self._slabs: list[Slab] = []
+        self._lock = threading.Lock()
 
     def borrow(self, size: int) -> Lease | None:
         """So many bytes or more; None when every slab is in use."""
+        with self._lock:
+            return self._borrow(size)
+
+    def _borrow(self, size: int) -> Lease | None:
         free = [slab for slab in self._slabs if slab.free]
         slab = min((slab for slab in free if slab.size >= size), key=lambda slab: slab.size, default=None)
         if slab is None:
