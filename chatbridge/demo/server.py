@@ -27,8 +27,11 @@ logger = logging.getLogger("chatbridge")
 
 SWEEP_SECONDS = 2.0
 
-LAST_WORDS = 0.5
-"""Seconds between the end of the last answer and that of the server: what was said is still on its way."""
+LAST_WORDS = 5.0
+"""Seconds at most between the end of the last answer and that of the server: what was said is still on its way."""
+
+WRITTEN = 0.2
+"""Seconds that a message then has to go out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +121,20 @@ def serve(
                 yield Running(address, public, visitors)
             finally:
                 visitors.close()
-                time.sleep(LAST_WORDS if len(page._queue.pending_messages_per_session) else 0)
+                _wait_for_last_words(page._queue.pending_event_ids_session)
                 sweeper.stop()
                 page.close(verbose=False)
         finally:
             store.close()
+
+
+def _wait_for_last_words(pending: dict[str, set[str]]) -> None:
+    """Until every page that listens was told how its events ended (`pending`: events by page)."""
+    if pending:
+        end = time.monotonic() + LAST_WORDS
+        while any(list(pending.values())) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(WRITTEN)
 
 
 class _Sweeper(threading.Thread):
