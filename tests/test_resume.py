@@ -128,7 +128,7 @@ def slow_disk(rank: int) -> None:
     flush = checkpoint._flush
 
     def slowly(path):
-        time.sleep(0.03)
+        time.sleep(0.06)
         flush(path)
 
     checkpoint._flush = slowly
