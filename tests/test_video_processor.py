@@ -219,6 +219,27 @@ def test_too_large_frames(folder, video):
         processor(max_pixels=100).load(video)
 
 
+def test_frames_that_are_larger_than_the_header_says(folder, video):
+    data = bytearray(video.read_bytes())
+    at = data.index(b"avc1", data.index(b"stsd")) + 28  # width and height of the description of samples
+    assert struct.unpack(">HH", data[at : at + 4]) == (56, 56)
+    data[at : at + 4] = struct.pack(">HH", 8, 8)
+    (folder / "small.mp4").write_bytes(data)
+    with pytest.raises(MediaError, match=r"small\.mp4: has frames of 56 x 56 pixels, more than max_pixels = 100"):
+        processor(max_pixels=100).load(folder / "small.mp4")
+
+
+def test_a_header_that_does_not_tell_the_size(folder, video, monkeypatch):
+    """The first frames are looked at then: as with the mp4 here, whose description of samples says 0 x 0."""
+    data = bytearray(video.read_bytes())
+    at = data.index(b"avc1", data.index(b"stsd")) + 28
+    data[at : at + 4] = bytes(4)
+    (folder / "unknown.mp4").write_bytes(data)
+    monkeypatch.setattr("chatbridge.processors.video_files._decoded", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(MediaError, match=r"unknown\.mp4: has frames of 56 x 56 pixels, more than max_pixels = 100"):
+        processor(max_pixels=100).load(folder / "unknown.mp4")
+
+
 @pytest.mark.parametrize("playlist", ["ffconcat version 1.0\nfile clip.mp4\n", "#EXTM3U\n#EXTINF:10,\nclip.mp4\n"])
 def test_a_playlist_named_as_a_video_opens_no_other_file(folder, video, playlist):
     """FFmpeg would follow it to any file that the process can read."""

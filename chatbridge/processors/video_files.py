@@ -44,6 +44,13 @@ def _read(path: str, name: str, choose: Chooser, max_pixels: int) -> list[np.nda
         raise
     except Exception as error:
         raise _unreadable(name, error) from error
+    frames = _decoded(path, name, choose)
+    if frames:
+        _check_size(name, *frames[0].shape[1::-1], max_pixels)  # headers may be wrong
+    return frames
+
+
+def _decoded(path: str, name: str, choose: Chooser) -> list[np.ndarray]:
     try:
         return _with_decord(path, choose)
     except Exception as error:
@@ -57,18 +64,23 @@ def _read(path: str, name: str, choose: Chooser, max_pixels: int) -> list[np.nda
 
 def _probe(path: str, name: str, max_pixels: int) -> None:
     """What the file's header says, read by PyAV, which survives what decord does not."""
+    for headers_only in (True, False):
+        with open_container(path, headers_only) as container:
+            track = next(iter(container.streams.video), None)
+            width, height = (0, 0) if track is None else (track.codec_context.width, track.codec_context.height)
+            frames = 0 if track is None else track.frames
+        if width and height:
+            break
+    if track is None:
+        raise MediaError(name, "has no picture track")
+    if frames > Path(path).stat().st_size:
+        raise MediaError(name, f"is damaged: its header announces {frames} frames, more than it has bytes")
+    _check_size(name, width, height, max_pixels)
 
-    with open_container(path) as container:
-        if not container.streams.video:
-            raise MediaError(name, "has no picture track")
-        track = container.streams.video[0]
-        width, height = track.codec_context.width, track.codec_context.height
-        if track.frames > Path(path).stat().st_size:
-            raise MediaError(name, f"is damaged: its header announces {track.frames} frames, more than it has bytes")
-        if width * height > max_pixels:
-            raise MediaError(
-                name, f"has frames of {width} x {height} pixels, more than max_pixels = {max_pixels} allows"
-            )
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise MediaError(name, f"has frames of {width} x {height} pixels, more than max_pixels = {max_pixels} allows")
 
 
 def _with_decord(path: str, choose: Chooser) -> list[np.ndarray]:
