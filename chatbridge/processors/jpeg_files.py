@@ -5,6 +5,8 @@ Source: ITU-T T.81.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,13 +62,18 @@ def decode_plain(data: bytes | memoryview) -> np.ndarray | None:
 
     (Both are libjpeg-turbo.) None for a file that it refuses.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg  # slow to import
-
     try:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        pixels = _decoder()(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except RuntimeError:
         return None
     return pixels.permute(1, 2, 0).numpy()
+
+
+@cache
+def _decoder() -> Callable[[torch.Tensor], torch.Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # slow to import
+
+    return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 
 def has_end(data: bytes, header: JpegHeader) -> bool:

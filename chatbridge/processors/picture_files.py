@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import BinaryIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from chatbridge.processors.base import MediaError, Source, name_of, readable
+from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable
 from chatbridge.processors.jpeg_files import START, decode_plain, jpeg_header
 
 
@@ -24,11 +23,9 @@ def read_rgb(source: Source, max_pixels: int, compat: str = "default", side: int
     Raises:
         MediaError: when the file is missing, not a picture, truncated, or larger than `max_pixels`.
     """
-    opened = readable(source)
     try:
-        with open(opened, "rb") if isinstance(opened, str) else nullcontext(opened) as stream:
-            array = _plain_jpeg(source, stream, max_pixels, compat, side)
-            return array if array is not None else _with_pillow(source, stream, max_pixels, compat, side)
+        array = _plain_jpeg(source, max_pixels, compat, side)
+        return array if array is not None else _with_pillow(source, max_pixels, compat, side)
     except MediaError:
         raise
     except UnidentifiedImageError as error:
@@ -38,24 +35,30 @@ def read_rgb(source: Source, max_pixels: int, compat: str = "default", side: int
         raise MediaError(name_of(source), f"cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _plain_jpeg(source: Source, stream: BinaryIO, max_pixels: int, compat: str, side: int | None) -> np.ndarray | None:
-    """Decoded in the quick way, where there is one that gives what Pillow would; else None, the stream at its start."""
-    data = stream.read(len(START))
-    if data == START:
-        data += stream.read()
-        header = jpeg_header(data)
-        plain = header is not None and header.components in (1, 3) and (not header.described or compat == "original")
-        if plain and (side is None or min(header.width, header.height) < 2 * side):
-            _check_size(source, header.width, header.height, max_pixels)
-            array = decode_plain(data)
-            if array is not None:
-                return array
-    stream.seek(0)
-    return None
+def _plain_jpeg(source: Source, max_pixels: int, compat: str, side: int | None) -> np.ndarray | None:
+    """Decoded in the quick way, where there is one that gives what Pillow would; else None."""
+    data = source.data if isinstance(source, Blob) else _jpeg_bytes(source)
+    header = jpeg_header(data)
+    if header is None or header.components not in (1, 3) or (header.described and compat != "original"):
+        return None
+    if side is not None and min(header.width, header.height) >= 2 * side:
+        return None
+    _check_size(source, header.width, header.height, max_pixels)
+    return decode_plain(data)
 
 
-def _with_pillow(source: Source, stream: BinaryIO, max_pixels: int, compat: str, side: int | None) -> np.ndarray:
-    with Image.open(stream) as picture:
+def _jpeg_bytes(path: str | Path) -> bytes:
+    """All of a file that begins as a JPEG does, of others the beginning; nothing of one that cannot be opened."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(len(START))
+            return start + file.readall() if start == START else start
+    except (OSError, ValueError):
+        return b""  # why, is told when it is tried again
+
+
+def _with_pillow(source: Source, max_pixels: int, compat: str, side: int | None) -> np.ndarray:
+    with Image.open(readable(source)) as picture:
         _check_size(source, *picture.size, max_pixels)
         if side is not None:
             picture.draft(None, (side, side))
