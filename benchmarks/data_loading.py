@@ -14,9 +14,10 @@ with ``finish: device`` (normalising and filter banks are left to the model's de
 besides its medium.
 
 Items per second are per core: divided by the processor time that all processes together used, so that a machine with
-other work to do gives nearly the same numbers. What 2 workers do is compared with 2 processes that decode at the same
-time: cores that are both busy are slower. The measurements take turns, and of each the best one counts. --plan takes
-what ``train.py --plan --json`` printed and tells how many cores feed that run.
+other work to do gives nearly the same numbers. What workers do is compared with as many processes that decode on the
+same cores, at the same time: cores differ, those of a virtual machine above all, and are slower when both are busy. The
+measurements take turns, and of each the best one counts. --plan takes what ``train.py --plan --json`` printed and tells
+how many cores feed that run.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ TOKENIZER = Path(__file__).parent.parent / "tests" / "golden" / "tokenizer"
 WORKERS = (0, 1, 2)
 KINDS = ("folder", "tar", "video", "wav", "flac", "nothing")
 FINISH = ("device", "worker")
+CORES = (sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0, 1])[:2]
+CORES_OF = {0: [], 1: CORES[-1:], 2: CORES}
+"""Where workers run: this process has the first core."""
 CHANCE = random.Random(0)
 """Which frames the plain loop decodes; as in training, others each time."""
 
@@ -87,7 +91,7 @@ class Corpus:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement, about (default: 0.7)")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement, thrice that of videos (0.7)")
     parser.add_argument("--turns", type=int, default=15, help="of all measurements, of which the best count (15)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples per batch, of videos an eighth (32)")
     parser.add_argument("--step", type=float, default=0.36, help="seconds of the simulated step (default: 0.36)")
@@ -119,48 +123,60 @@ def measure(corpora: dict[str, Corpus], args: argparse.Namespace) -> dict[str, d
     does not know, only ever slows them down.
     """
     first = next(iter(corpora.values()))
+    seconds = args.seconds * (3 if first.modality == "video" else 1)  # some dozens, for none is as long as another
+    pin(os.getpid(), CORES[:1])
     readings = {(f, w): Reading(c, args, w) for f, c in corpora.items() for w in WORKERS}
     rows: dict[str, dict[str, Any]] = {finish: {} for finish in corpora}
-    with Crowd(first, max(WORKERS)) as crowd:
+    with Crowd(first) as crowd:
         for turn in range(args.turns):
             print(f"{first.name}: turn {turn + 1} of {args.turns} ...", file=sys.stderr, flush=True)
             plain = {
-                "decode": rate(map(first.decode, cycle(first.files)), args.seconds),
-                "decode_2": crowd.decode(args.seconds),
-                "quickest": rate(map(first.quickest, cycle(first.files)), args.seconds),
+                "decode_0": rate(map(first.decode, cycle(first.files)), seconds),
+                "decode_1": crowd.decode(CORES_OF[1], seconds),
+                "decode_2": crowd.decode(CORES_OF[2], seconds),
+                "quickest": rate(map(first.quickest, cycle(first.files)), seconds),
             }
             for finish, corpus in corpora.items():
-                now = {**plain, "load": load_rate(corpus, args.seconds)}
+                now = {**plain, "load": load_rate(corpus, seconds)}
                 for w in WORKERS:
-                    now[f"read_{w}"], now[f"wall_{w}"] = readings[finish, w].rates(args.seconds)
+                    now[f"read_{w}"], now[f"wall_{w}"] = readings[finish, w].rates(seconds)
                 rows[finish] = {name: max(value, rows[finish].get(name, 0.0)) for name, value in now.items()}
     for finish, row in rows.items():
         for w in WORKERS:
-            row[f"of_decode_{w}"] = row[f"read_{w}"] / row["decode_2" if w == 2 else "decode"]
+            row[f"of_decode_{w}"] = row[f"read_{w}"] / row[f"decode_{w}"]
             row |= {f"of_{what}_{w}": row[f"read_{w}"] / row[what] for what in ("quickest", "load")}
             row[f"waiting_{w}"] = min(readings[finish, w].waiting(args.step, 6 * args.step) for _ in range(3))
     return {f"{first.name} {finish}": row for finish, row in rows.items()}
 
 
+def pin(process: int, cores: Iterable[int]) -> None:
+    """Let all threads of a process run on these cores only, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 class Crowd:
-    """Processes that decode at the same time."""
+    """Processes that decode at the same time, one for each core."""
 
-    def __init__(self, corpus: Corpus, size: int):
-        self.size = size
-        self._pool = multiprocessing.get_context("fork").Pool(size, initializer=_remember, initargs=(corpus,))
+    def __init__(self, corpus: Corpus):
+        fork = multiprocessing.get_context("fork")
+        self._pools = {core: fork.Pool(1, initializer=_prepare, initargs=(corpus, core)) for core in CORES}
 
-    def decode(self, seconds: float) -> float:
-        """Items per second of processor time of one of them."""
-        return mean(self._pool.map(_decode, [seconds] * self.size, chunksize=1))
+    def decode(self, cores: Iterable[int], seconds: float) -> float:
+        """Items per second of processor time of one of them, while those of these cores decode."""
+        return mean(job.get() for job in [self._pools[core].apply_async(_decode, (seconds,)) for core in cores])
 
     def __enter__(self) -> Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.terminate()
+        for pool in self._pools.values():
+            pool.terminate()
 
 
-def _remember(corpus: Corpus) -> None:
+def _prepare(corpus: Corpus, core: int) -> None:
+    pin(os.getpid(), [core])
     globals()["CORPUS"] = corpus
 
 
@@ -197,6 +213,8 @@ class Reading:
         self.batches = stream(corpus.dataset(size), size, workers)
         next(self.batches)
         self.children = [child for child in self.process.children() if child.pid not in before]
+        for number, child in enumerate(self.children):
+            pin(child.pid, CORES_OF[workers][number : number + 1])
 
     def cpu(self) -> float:
         """Seconds of processor time of this process and its workers."""
@@ -205,12 +223,15 @@ class Reading:
 
     def rates(self, seconds: float) -> tuple[float, float]:
         """Items per second of processor time, and of wall time."""
+        pin(os.getpid(), CORES if self.workers > 1 else CORES[:1])  # beside one worker, on a core of its own
         for _ in range(2 * self.workers + 1):  # what was fetched while others were measured
             next(self.batches)
         begun, started, count = time.perf_counter(), self.cpu(), 0
         while time.perf_counter() - begun < seconds:
             count += len(next(self.batches).ids)
-        return count / (self.cpu() - started), count / (time.perf_counter() - begun)
+        rates = count / (self.cpu() - started), count / (time.perf_counter() - begun)
+        pin(os.getpid(), CORES[:1])
+        return rates
 
     def waiting(self, step: float, seconds: float) -> float:
         """The share of a step that is spent waiting for its batch."""
@@ -301,11 +322,12 @@ def decode_video(file: Path) -> np.ndarray:
 def show(rows: dict[str, dict[str, Any]], step: float) -> None:
     print(f"\n{os.cpu_count()} cores; items per second and core (reading: share of decode | of quickest | of load)\n")
     print(
-        f"{'':15}{'decode':>8}{'two at once':>12}{'quickest':>9}{'load':>8}"
+        f"{'':15}{'decode':>8}{'by another':>11}{'by two':>8}{'quickest':>9}{'load':>8}"
         + "".join(f"{f'read, {w} workers':>29}" for w in WORKERS)
     )
     for name, row in rows.items():
-        line = f"{name:15}{row['decode']:8.0f}{row['decode_2']:12.0f}{row['quickest']:9.0f}{row['load']:8.0f}"
+        plain = (("decode_0", 8), ("decode_1", 11), ("decode_2", 8), ("quickest", 9), ("load", 8))
+        line = f"{name:15}" + "".join(f"{row[what]:{width}.0f}" for what, width in plain)
         for w in WORKERS:
             shares = " |".join(f"{row[f'of_{what}_{w}']:4.0%}" for what in ("decode", "quickest", "load"))
             line += f"{row[f'read_{w}']:11.1f} ({shares})"
