@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from chatbridge.common.shared import Rows
+
 
 class RawMedia(ABC):
     """N media of one modality before what needs no file was done: normalising, filter banks.
@@ -42,6 +44,10 @@ class RawMedia(ABC):
     @abstractmethod
     def joined(cls, media: Sequence[RawMedia]) -> RawMedia:
         """One batch of several that agree in `shape` and `settings`."""
+
+    def moved(self, modality: str, rows: Rows) -> RawMedia:
+        """The same medium (N = 1) at its place in the memory of its batch, where it has one there."""
+        return self
 
     @abstractmethod
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawMedia:

@@ -12,19 +12,22 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from operator import le
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-SLABS = 4
-"""Slabs of a worker: PyTorch's loader fetches two batches ahead, one is written and one in use."""
+SLABS = 8
+"""Slabs of a worker, at most: PyTorch's loader fetches two batches ahead, one is written and one in use, and each may
+have two modalities."""
 
-Placed: TypeAlias = "tuple[tuple[int, ...], torch.dtype]"
-"""Shape and type of a tensor at the beginning of a slab."""
+Placed: TypeAlias = "tuple[tuple[int, ...], str]"
+"""Shape of a tensor at the beginning of a slab, and its type, such as "uint8" (as text, for it is pickled)."""
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -51,6 +54,7 @@ class Slab:
 
     Attributes:
         number: its place in the pool; memory: uint8, the last byte says whether it is in use.
+        in_use: that byte.
         sent: whether the training process has mapped it.
     """
 
@@ -59,6 +63,7 @@ class Slab:
         self.memory = torch.zeros(size + 1, dtype=torch.uint8)
         if shared:
             self.memory.share_memory_()
+        self.in_use = _last_byte(self.memory)
 
     @property
     def size(self) -> int:
@@ -66,44 +71,47 @@ class Slab:
 
     @property
     def free(self) -> bool:
-        return not int(self.memory[-1])
+        return not self.in_use[0]
+
+
+def _last_byte(memory: Tensor) -> np.ndarray:
+    return memory.numpy()[-1:]  # of a tensor, looking at one byte takes ten times as long
 
 
 class Lease:
-    """One use of a slab. It ends with the last reference in the process that uses the batch.
+    """One use of a slab. It ends with the last reference: in this process, or in the one that it was sent to.
 
     Args:
-        memory: the slab's; slab: in a worker, which sends it on; receiver: the process that uses the batch.
+        memory, in_use: the slab's; slab: in a worker, which sends it on.
     """
 
-    def __init__(self, memory: Tensor, slab: Slab | None = None, receiver: int | None = None):
-        self.memory, self.slab, self.receiver = memory, slab, receiver
+    def __init__(self, memory: Tensor, in_use: np.ndarray, slab: Slab | None = None):
+        self.memory, self.in_use, self.slab, self._holder = memory, in_use, slab, os.getpid()
 
     def tensor(self, placed: Placed) -> Tensor:
         """The tensor that the slab begins with."""
-        shape, dtype = placed
+        shape, dtype = placed[0], getattr(torch, placed[1])
         return self.memory[: prod(shape) * dtype.itemsize].view(dtype).view(*shape)
 
     def __reduce__(self) -> tuple:
         assert self.slab is not None, "only a worker's memory can be lent to another process"
         known, self.slab.sent = self.slab.sent, True  # what a worker sends arrives in order
+        self._holder = None
         return _received, ((os.getpid(), self.slab.number), None if known else self.memory)
 
     def __del__(self) -> None:
-        if self.receiver == os.getpid():  # not in the worker, nor in another process that was forked meanwhile
-            self.memory[-1:].zero_()
+        if self._holder == os.getpid():  # not where it was sent away, nor in a process that was forked meanwhile
+            self.in_use[0] = 0
 
 
-_mapped: dict[tuple[int, int], Tensor] = {}
-"""In the training process: slabs by worker and number."""
+_mapped: dict[tuple[int, int], tuple[Tensor, np.ndarray]] = {}
+"""In the training process: memory of slabs, and its last byte, by worker and number."""
 
 
 def _received(slab: tuple[int, int], memory: Tensor | None) -> Lease:
-    if memory is None:
-        memory = _mapped[slab]
-    else:
-        _mapped[slab] = memory
-    return Lease(memory, receiver=os.getpid())
+    if memory is not None:
+        _mapped[slab] = (memory, _last_byte(memory))
+    return Lease(*_mapped[slab])
 
 
 def forget(workers: Iterable[int]) -> None:
@@ -129,16 +137,17 @@ class SlabPool:
     def _borrow(self, size: int) -> Lease | None:
         free = [slab for slab in self._slabs if slab.free]
         slab = min((slab for slab in free if slab.size >= size), key=lambda slab: slab.size, default=None)
-        if slab is None:
-            if len(self._slabs) < self.most:
+        full = len(self._slabs) == self.most
+        if slab is None or (slab.size > 2 * size and not full):  # a large one is left to those who need it
+            if not full:
                 slab = Slab(len(self._slabs), size, self.shared)
                 self._slabs.append(slab)
             elif free:
                 slab = self._slabs[free[0].number] = Slab(free[0].number, size, self.shared)
             else:
                 return None
-        slab.memory[-1] = 1
-        return Lease(slab.memory, slab) if self.shared else Lease(slab.memory, receiver=os.getpid())
+        slab.in_use[0] = 1
+        return Lease(slab.memory, slab.in_use, slab if self.shared else None)
 
 
 _worker_pool, _own_pool = SlabPool(), SlabPool(shared=False)
@@ -154,7 +163,48 @@ def batch_memory(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Leas
     if lease is None:
         memory = torch.empty(*shape, dtype=dtype)
         return memory.share_memory_() if pool.shared else memory, None
-    return lease.tensor((tuple(shape), dtype)), lease
+    return lease.tensor((tuple(shape), _name(dtype))), lease
+
+
+class Rows:
+    """Places in the memory of a batch, for its media one by one.
+
+    A medium goes to its place as soon as it is read. It is still in the processor's cache then, and the memory that it
+    was decoded to is used again for the next one; if all were kept until the last is there, they would take more than
+    any cache holds.
+
+    Args:
+        counts: how many media of each modality the batch has. If there are more after all, it is copied.
+    """
+
+    def __init__(self, counts: Mapping[str, int]):
+        self.counts = dict(counts)
+        self._rows: dict[str, tuple[Tensor, Lease, Iterator[int]] | None] = {}
+
+    def take(self, modality: str, shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Lease] | None:
+        """The modality's next row, as large as its first one; None where that is not so large, or another type."""
+        if count := self.counts.pop(modality, 0):
+            memory, lease = batch_memory((count, *shape), dtype)
+            self._rows[modality] = None if lease is None else (memory, lease, iter(range(count)))
+        if (rows := self._rows.get(modality)) is not None:
+            memory, lease, free = rows
+            fits = dtype == memory.dtype and (shape == memory.shape[1:] or all(map(le, shape, memory.shape[1:])))
+            number = next(free, None) if fits else None
+            if number is not None:
+                return memory[number], lease
+            self._rows[modality] = None  # the batch will be copied after all
+        return None
+
+
+def side_by_side(rows: Sequence[Tensor], lease: Lease | None) -> Tensor | None:
+    """[N, ...] of N rows [1, ...] that a lease's memory begins with, one behind the other; None where they do not."""
+    first = rows[0]
+    if lease is None or any(row.shape != first.shape or row.dtype != first.dtype for row in rows):
+        return None
+    start, step = lease.memory.data_ptr(), first.nbytes
+    if any(row.data_ptr() != start + number * step or not row.is_contiguous() for number, row in enumerate(rows)):
+        return None
+    return lease.tensor(((len(rows), *first.shape[1:]), _name(first.dtype)))
 
 
 def packed(tensor: Tensor, lease: Lease | None) -> tuple[Tensor | Placed, Lease | None]:
@@ -165,7 +215,11 @@ def packed(tensor: Tensor, lease: Lease | None) -> tuple[Tensor | Placed, Lease 
         return tensor.clone(), None
     if tensor.data_ptr() != lease.memory.data_ptr() or not tensor.is_contiguous():
         return tensor, lease
-    return (tuple(tensor.shape), tensor.dtype), lease
+    return (tuple(tensor.shape), _name(tensor.dtype)), lease
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def unpacked(sent: Tensor | Placed, lease: Lease | None) -> Tensor:

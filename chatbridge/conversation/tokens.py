@@ -90,14 +90,14 @@ def tokenize(
     if budget not in ("all", "text"):
         raise ValueError(f"budget is 'all' or 'text', not '{budget}'")
     pieces = [_piece(sample_id, segment, tokenizer, queries) for segment in segments]
-    before = _text_length(pieces)
-    limit = None
-    if max_tokens is not None:
-        limit = max_tokens + (_media_length(pieces) if budget == "text" else 0)
-        if sum(map(len, pieces)) > limit:
-            pieces = _first(pieces, limit) if compat == "original" else _fit(sample_id, pieces, limit)
     sample = _assemble(sample_id, pieces)
-    sample.cut = before - _text_length(pieces)
+    media = sum(slot.length for slot in sample.slots)
+    limit = len(sample) if max_tokens is None else max_tokens + (media if budget == "text" else 0)
+    if len(sample) > limit:
+        before = _text_length(pieces)
+        pieces = _first(pieces, limit) if compat == "original" else _fit(sample_id, pieces, limit)
+        sample = _assemble(sample_id, pieces)
+        sample.cut = before - _text_length(pieces)
     if compat == "original" and budget == "text":
         sample.labels = [IGNORE if label == tokenizer.pad_id else label for label in sample.labels]
     return sample

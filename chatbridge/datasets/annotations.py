@@ -63,7 +63,7 @@ class Record:
         Raises:
             ValueError: with what is wrong; where it stands is for the caller to say.
         """
-        if not isinstance(entry, Mapping):
+        if not isinstance(entry, (dict, Mapping)):
             raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")
         files = {}
         for name, value in entry.items():
@@ -186,7 +186,7 @@ class AnnotationFile(Sequence):
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         raw = self._map[self._starts[place] : self._ends[place]]
         try:
-            return Record.parse(json.loads(raw), place, self.compat)
+            return Record.parse(json.loads(raw.decode()), place, self.compat)
         except ValueError as error:
             raise ValueError(f"{self.path}: entry {place} changed while the run had it open: {error}") from error
 

@@ -101,6 +101,12 @@ class Begun:
     tokens: TokenizedSample | None = None
     error: ValueError | None = None
 
+    @property
+    def media(self) -> dict[str, int]:
+        """How many media of each modality it has."""
+        slots = self.tokens.slots if self.tokens is not None else ()
+        return {m: sum(s.count for s in slots if s.modality == m) for m in {s.modality for s in slots}}
+
 
 class TaskDataset:
     """Examples from records: what all datasets share. A builder says how many records there are and reads one.

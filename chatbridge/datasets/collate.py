@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chatbridge.common.batch import IGNORE, MIXED, TEXT, MultimodalBatch
 from chatbridge.common.raw import RawMedia, stack_media
+from chatbridge.common.shared import Rows
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.packing import first_fit
@@ -33,6 +34,11 @@ class Example:
     media: dict[str, list[Tensor | RawMedia]] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
     group: str = ""
+
+    def move(self, rows: Rows) -> None:
+        """Put raw media to their places in the memory of the batch."""
+        for modality, media in self.media.items():
+            self.media[modality] = [m.moved(modality, rows) if isinstance(m, RawMedia) else m for m in media]
 
 
 @dataclass
@@ -88,8 +94,6 @@ class Collator:
             sources = [sources[number] for row in packed for number in row]
         media = _stack_media(examples, sources)
         tensors = self._rows(rows, prefix, sorted(media))
-        if self.pack is None:
-            tensors |= {"position_ids_BL": None, "samples_BL": None}
         batch = MultimodalBatch(
             ids=[example.tokens.id for example in examples],
             media=media,
@@ -107,8 +111,8 @@ class Collator:
         shape = len(rows), max(sizes)
         # Filled as arrays: so many small writes take four times as long on tensors.
         ids, labels = np.full(shape, self.pad_id, np.int64), np.full(shape, IGNORE, np.int64)
-        mask, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        slots, samples = np.full(shape, TEXT, np.int64), np.full(shape, -1, np.int64)
+        mask, slots = np.zeros(shape, np.int64), np.full(shape, TEXT, np.int64)
+        positions, samples = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
         number = 0
         for row, (examples, size) in enumerate(zip(rows, sizes, strict=True)):
             start = 0 if self.padding == "right" else shape[1] - size
@@ -117,34 +121,35 @@ class Collator:
                 end = first + len(tokens)
                 ids[row, start:end] = prefix + tokens.input_ids
                 mask[row, start:end] = 1
-                positions[row, start:end] = np.arange(end - start)
-                samples[row, start:end] = number
                 labels[row, first:end] = tokens.labels
                 if self.pack is not None:
+                    positions[row, start:end] = np.arange(end - start)
+                    samples[row, start:end] = number
                     labels[row, start] = IGNORE  # in a row of its own, nothing would predict it
                 for slot in tokens.slots:
                     at = first + slot.start
                     slots[row, at : at + slot.length] = modalities.index(slot.modality)
                 start, number = end, number + 1
-        arrays = {
-            "input_ids_BL": ids, "attention_mask_BL": mask, "labels_BL": labels, "slots_BL": slots,
-            "position_ids_BL": positions, "samples_BL": samples,
-        }  # fmt: skip
+        arrays = {"input_ids_BL": ids, "attention_mask_BL": mask, "labels_BL": labels, "slots_BL": slots}
+        if self.pack is not None:
+            arrays |= {"position_ids_BL": positions, "samples_BL": samples}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _by_value(batch: MultimodalBatch) -> tuple:
-    """How a batch travels between processes: its few numbers per position as bytes.
+    """How a batch travels between processes: its few numbers per position [B, L] as bytes, 4 for each.
 
-    Tensors would be a file in shared memory each, handed over in a connection of its own.
+    Tensors would be a file in shared memory each, handed over in a connection of its own; arrays take longer to pickle.
     """
-    parts = {part.name: getattr(batch, part.name) for part in fields(batch)}
-    small = {name: value.numpy() for name, value in parts.items() if isinstance(value, Tensor)}
-    return _arrived, (small, {name: value for name, value in parts.items() if name not in small})
+    parts = dict(vars(batch))
+    names = [name for name, value in parts.items() if isinstance(value, Tensor)]
+    numbers = np.stack([parts.pop(name).numpy() for name in names], dtype=np.int32, casting="same_kind")
+    return _arrived, (names, numbers.shape, numbers.tobytes(), parts)
 
 
-def _arrived(small: dict[str, np.ndarray], rest: dict[str, Any]) -> MultimodalBatch:
-    return MultimodalBatch(**{name: torch.from_numpy(array) for name, array in small.items()}, **rest)
+def _arrived(names: list[str], shape: tuple[int, ...], numbers: bytes, parts: dict[str, Any]) -> MultimodalBatch:
+    tensors = torch.from_numpy(np.frombuffer(numbers, np.int32).reshape(shape).astype(np.int64))
+    return MultimodalBatch(**parts, **dict(zip(names, tensors, strict=True)))
 
 
 ForkingPickler.register(MultimodalBatch, _by_value)

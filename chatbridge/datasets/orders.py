@@ -41,8 +41,9 @@ class Shuffled:
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epochs, places = np.divmod(positions, self.length)
         indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
+        first, last = int(epochs[0]), int(epochs[-1])
+        for epoch in range(first, last + 1):
+            here = slice(*np.searchsorted(epochs, [epoch, epoch + 1])) if last > first else slice(None)
             indices[here] = self._permutation(epoch)[places[here]]
         return indices, epochs
 

@@ -8,18 +8,20 @@ import os
 import signal
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, get_worker_info
 
 from chatbridge.common.batch import MIXED, MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.shared import forget, keep_freed
-from chatbridge.datasets.builder import TaskDataset
+from chatbridge.common.shared import Rows, forget, keep_freed
+from chatbridge.datasets.builder import Begun, TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.lanes import Lane, open_lane, regroup
 from chatbridge.datasets.mixture import MixedPlan, Mixture, MixtureSampler, Plan
@@ -84,26 +86,35 @@ class MixtureReader:
 
     def __getitems__(self, plan: Plan | MixedPlan) -> MultimodalBatch | Failure:
         try:
-            return self._mixed(plan) if isinstance(plan, MixedPlan) else self._of_one_dataset(plan)
+            # What a worker does is never differentiated; told so, PyTorch's many small calls are quicker.
+            with torch.inference_mode(get_worker_info() is not None):
+                return self._mixed(plan) if isinstance(plan, MixedPlan) else self._of_one_dataset(plan)
         except ValueError as error:
             return Failure(error, traceback.format_exc())
 
     def _of_one_dataset(self, plan: Plan) -> MultimodalBatch:
         dataset, collator = self.datasets[plan.dataset], self.collators[plan.dataset]
         if plan.indices:
-            read = [dataset.example(draw.index, draw.epoch) for draw in plan.draws]
-            return _collate(collator, read, dataset.name)
+            begun = [dataset.begin(draw.index, draw.epoch) for draw in plan.draws]
+            rows = _rows_for(begun)
+            return _collate(collator, [_moved(dataset.finish(one), rows) for one in begun], dataset.name)
         number = plan.step % self.lanes_per_rank
         lane = self._lane(plan.dataset, number)
         batch = _collate(collator, self._take(dataset, lane), dataset.name)
         return replace(batch, cursor={dataset.name: {number: lane.state_dict()}})
 
     def _mixed(self, plan: MixedPlan) -> MultimodalBatch:
-        number, read, lanes = plan.step % self.lanes_per_rank, [], {}
-        for draw in plan.draws:
+        number, read, lanes, draws = plan.step % self.lanes_per_rank, [], {}, plan.draws
+        begun = {
+            place: self.datasets[draw.dataset].begin(draw.index, draw.epoch)
+            for place, draw in enumerate(draws)
+            if draw.index >= 0
+        }
+        rows = _rows_for(begun.values())
+        for place, draw in enumerate(draws):
             dataset = self.datasets[draw.dataset]
-            if draw.index >= 0:
-                read.append(dataset.example(draw.index, draw.epoch))
+            if place in begun:
+                read.append(_moved(dataset.finish(begun[place]), rows))
                 continue
             lane = lanes[dataset.name] = self._lane(draw.dataset, number)
             read.append(lane.peek())
@@ -121,22 +132,37 @@ class MixtureReader:
             self._lanes[dataset, number] = lane
         return self._lanes[dataset, number]
 
-    def _take(self, dataset: TaskDataset, lane: Lane) -> list[tuple[Example, list[LedgerEntry]]]:
+    def _take(self, dataset: TaskDataset, lane: Lane) -> list[Read]:
         """The next samples of a lane, as many as the dataset's batch may have."""
         config, read = dataset.config, []
+        size = config.batch_size // self.world
         budget = None if config.batch_tokens is None else TokenBudget(config.batch_tokens // self.world, config.pack)
-        while budget is not None or len(read) < config.batch_size // self.world:
+        rows = Rows({m: size for kind in dataset.kinds for m in kind.modalities} if budget is None else {})
+        while budget is not None or len(read) < size:
             item = lane.peek()
             if budget is not None and not budget.add(dataset.size(item[0])):
                 break
             lane.pop()
-            read.append(item)
+            read.append(_moved(item, rows))
         return read
 
 
-def _collate(
-    collator: Collator, read: Sequence[tuple[Example, list[LedgerEntry]]], sources: str | Sequence[str]
-) -> MultimodalBatch:
+Read: TypeAlias = "tuple[Example, list[LedgerEntry]]"
+
+
+def _rows_for(begun: Iterable[Begun]) -> Rows:
+    counts: Counter[str] = Counter()
+    for one in begun:
+        counts.update(one.media)
+    return Rows(counts)
+
+
+def _moved(read: Read, rows: Rows) -> Read:
+    read[0].move(rows)
+    return read
+
+
+def _collate(collator: Collator, read: Sequence[Read], sources: str | Sequence[str]) -> MultimodalBatch:
     batch = collator([example for example, _ in read], sources)
     return replace(batch, ledger=[entry for _, entries in read for entry in entries])
 

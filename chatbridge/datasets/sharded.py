@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
 from chatbridge.datasets.annotations import Record
-from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
+from chatbridge.datasets.builder import Begun, DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.orders import Blend, BlendedOrder, ShardOrder
 from chatbridge.datasets.shards import LocalShards, Shard, find_shards, is_local, scan
 from chatbridge.processors.base import Blob, MediaError
@@ -24,6 +27,9 @@ from chatbridge.processors.media import MediaLoader
 
 FIRST = 8
 """Samples that are looked at before training starts."""
+
+KEPT = 2**20
+"""Bytes of a medium that is kept from when its entry is read: a batch of videos would take hundreds of megabytes."""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +78,7 @@ class Reference(str):
 
     Attributes:
         place: (number of the shard, number of the sample, ending), for shards that are read by number.
-        data: the bytes themselves, else.
+        data: the bytes themselves, where they are at hand.
     """
 
     place: tuple[int, int, str] | None = None
@@ -188,14 +194,14 @@ class ShardDataset(TaskDataset):
         return [[shard.samples for shard in shards] for shards in self.lists]
 
     @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([count for counts in self._counts for count in counts])
+    def _ends(self) -> array[int]:
+        return array("q", accumulate(count for counts in self._counts for count in counts))
 
-    @property
+    @cached_property
     def length(self) -> int | None:
         if any(shard.samples is None for shards in self.lists for shard in shards):
             return None
-        return min(int(self._ends[-1]), self.config.limit or int(self._ends[-1]))
+        return min(self._ends[-1], self.config.limit or self._ends[-1])
 
     def __len__(self) -> int:
         if self.length is None:
@@ -224,10 +230,21 @@ class ShardDataset(TaskDataset):
         if self.sequential:
             raise ValueError(f"dataset '{self.name}': shards read in sequence have no sample number {index}")
         index = range(len(self))[index]
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        place = index - int(self._ends[number - 1] if number else 0)
+        number = bisect_right(self._ends, index)
+        place = index - (self._ends[number - 1] if number else 0)
         shard = self.media.shards.shards[number]
         return self.parse(shard, self.media.sample(number, place), (number, place))
+
+    def _begun(self, index: int, rng: random.Random) -> Begun:
+        """Small media are kept, which were read with their entry: when their turn comes, the last sample is another."""
+        begun = super()._begun(index, rng)
+        for names in begun.record.files.values() if begun.record is not None else ():
+            for name in names:
+                if isinstance(name, Reference):
+                    number, sample, ending = name.place
+                    data = self.media.sample(number, sample)[ending]
+                    name.data = data if len(data) <= KEPT else None
+        return begun
 
     def parse(self, shard: Shard, members: Mapping[str, Any], place: tuple[int, int] | None = None) -> Record:
         """A sample's record. `place` is where it is, for shards read by number; else references hold the bytes.
@@ -271,12 +288,11 @@ def choose_members(names: Sequence[str], members: Mapping[str, Any], endings: tu
     That is the member of the very name (``0017.1.jpg``); for other names one with the same ending, else the next one
     that has one of `endings`: in their order, then 2.jpg before 10.jpg.
     """
-    ranked = []
-    for ending in members:
-        if f".{ending}".endswith(endings) and ending[:2] != "__":
-            rank = next(i for i, wanted in enumerate(endings) if f".{ending}".endswith(wanted))
-            ranked.append((rank, len(ending), ending))
-    free = [ending for _, _, ending in sorted(ranked)]
+    free = [ending for ending in members if f".{ending}".endswith(endings) and ending[:2] != "__"]
+    if len(free) == len(names) == 1:
+        return free
+    ranks = {ending: next(i for i, wanted in enumerate(endings) if f".{ending}".endswith(wanted)) for ending in free}
+    free.sort(key=lambda ending: (ranks[ending], len(ending), ending))
     stem = members["__key__"].rpartition("/")[2]
     by_name = {f"{stem}.{ending}".lower(): ending for ending in free}
     chosen = [by_name.pop(str(name).rpartition("/")[2].lower(), None) for name in names]

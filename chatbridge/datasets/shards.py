@@ -141,8 +141,8 @@ class CutOff(ValueError):
         self.name = name
 
 
-def members(data: bytes | mmap.mmap, end: int) -> Iterator[Member]:
-    """The regular files of a tar held in memory, up to `end`.
+def members(data: bytes | mmap.mmap, end: int, part: bool = False) -> Iterator[Member]:
+    """The regular files of a tar held in memory, up to `end`; a `part` of a tar has no end mark.
 
     Raises:
         ValueError: at the place where the tar is cut off or damaged.
@@ -173,7 +173,8 @@ def members(data: bytes | mmap.mmap, end: int) -> Iterator[Member]:
                 yield Member(name or _name(block), header, start, length)
             name = size = None
         at = after
-    raise CutOff(f"is cut off: it has no end mark (after {at} bytes)", None)
+    if not part:
+        raise CutOff(f"is cut off: it has no end mark (after {at} bytes)", None)
 
 
 def _number(field: bytes, at: int) -> int:
@@ -286,7 +287,7 @@ class LocalShards:
         key, found = None, {}
         try:
             data = os.pread(descriptor, last - first, first)
-            for member in members(data + bytes(BLOCK), len(data) + BLOCK):
+            for member in members(data, len(data), part=True):
                 split = split_name(member.name)
                 if split is not None and key in (None, split[0]):
                     key = split[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from math import ceil, gcd
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from chatbridge.common.raw import RawMedia
-from chatbridge.common.shared import Lease, Placed, batch_memory, packed, unpacked
+from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
 
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
@@ -171,6 +171,10 @@ class RawSounds(RawMedia):
 
     @classmethod
     def joined(cls, media: Sequence[RawSounds]) -> RawSounds:
+        clips = tuple(medium.clips[0] for medium in media)
+        there = side_by_side([medium.samples for medium in media], media[0].lease)
+        if there is not None:
+            return replace(media[0], samples=there, clips=clips)
         parts = [medium.samples[0] for medium in media]
         if any(part.is_floating_point() for part in parts):
             parts = [part if part.is_floating_point() else part / FULL_SCALE for part in parts]
@@ -179,7 +183,16 @@ class RawSounds(RawMedia):
         for row, part in zip(samples, parts, strict=True):
             row[:, : part.shape[1]] = part
             row[:, part.shape[1] :] = 0
-        return cls(samples, tuple(medium.clips[0] for medium in media), media[0].bank, lease)
+        return cls(samples, clips, media[0].bank, lease)
+
+    def moved(self, modality: str, rows: Rows) -> RawSounds:
+        row = rows.take(modality, self.samples.shape[1:], self.samples.dtype)
+        if row is None or len(row[0]) != self.samples.shape[1]:
+            return self
+        samples, length = row[0], self.samples.shape[2]
+        samples[:, :length] = self.samples[0]
+        samples[:, length:] = 0
+        return replace(self, samples=samples[None], lease=row[1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawSounds:
         samples = self.samples.to(device, non_blocking=non_blocking)
@@ -190,13 +203,15 @@ class RawSounds(RawMedia):
 
     def __reduce__(self) -> tuple:
         samples, lease = packed(self.samples, self.lease)
-        return _arrived, (samples, self.clips, self.bank, lease)
+        clips = [[tuple(clip) for clip in clips] for clips in self.clips]  # as plain values: quicker to pickle
+        return _arrived, (samples, clips, astuple(self.bank), lease)
 
 
 def _arrived(
-    samples: Tensor | Placed, clips: tuple[tuple[Clip, ...], ...], bank: FilterBank, lease: Lease | None
+    samples: Tensor | Placed, clips: list[list[tuple[int, int, int]]], bank: tuple, lease: Lease | None
 ) -> RawSounds:
-    return RawSounds(unpacked(samples, lease), clips, bank, lease)
+    named = tuple(tuple(Clip(*values) for values in one) for one in clips)
+    return RawSounds(unpacked(samples, lease), named, FilterBank(*bank), lease)
 
 
 @lru_cache(maxsize=64)

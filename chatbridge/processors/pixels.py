@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chatbridge.common.raw import RawMedia
 from chatbridge.common.schema import key
-from chatbridge.common.shared import Lease, Placed, batch_memory, packed, unpacked
+from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -106,9 +106,18 @@ class RawPixels(RawMedia):
 
     @classmethod
     def joined(cls, media: Sequence[RawPixels]) -> RawPixels:
+        there = side_by_side([medium.pixels for medium in media], media[0].lease)
+        if there is not None:
+            return replace(media[0], pixels=there)
         parts = [medium.pixels[0] for medium in media]
         pixels, lease = batch_memory((len(parts), *parts[0].shape), parts[0].dtype)
         return replace(media[0], pixels=torch.stack(parts, out=pixels), lease=lease)
+
+    def moved(self, modality: str, rows: Rows) -> RawPixels:
+        row = rows.take(modality, self.pixels.shape[1:], self.pixels.dtype)
+        if row is None or row[0].shape != self.pixels.shape[1:]:
+            return self
+        return RawPixels(row[0].copy_(self.pixels[0])[None], self.mean, self.std, row[1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawPixels:
         pixels = self.pixels.to(device, non_blocking=non_blocking)
@@ -152,12 +161,12 @@ class PixelTransform:
         size, training = self.config.image_size, rng is not None
         crop = self._draw(rng)
         if training and self.config.finish == "device":
-            fitted = [self._fit(self._cut(frame, crop), training, torch.uint8).permute(1, 2, 0) for frame in frames]
-            pixels = fitted[0][None] if len(fitted) == 1 else torch.stack(fitted)
+            fitted = [self._fit(self._cut(frame, crop), training, torch.uint8) for frame in frames]
+            pixels = (fitted[0] if len(fitted) == 1 else torch.cat(fitted)).permute(0, 2, 3, 1)
             return RawPixels(pixels[None], tuple(self.config.mean), tuple(self.config.std))
         out = torch.empty(len(frames), 3, size, size)
         for row, frame in zip(out, frames, strict=True):
-            row.copy_(self._fit(self._cut(frame, crop), training, torch.float32))
+            row.copy_(self._fit(self._cut(frame, crop), training, torch.float32)[0])
         return out.sub_(self.mean).div_(self.std)
 
     def _draw(self, rng: random.Random | None) -> Crop | None:
@@ -177,7 +186,7 @@ class PixelTransform:
         return part[:, ::-1].copy() if crop.flip else part
 
     def _fit(self, frame: np.ndarray, training: bool, dtype: torch.dtype) -> Tensor:
-        """[3, size, size]: float32 in [0, 1], or uint8, of which the last dimension of [H, W, 3] varies fastest."""
+        """[1, 3, size, size]: float32 in [0, 1], or uint8, whose channels vary fastest in memory."""
         size = self.config.image_size
         height, width = frame.shape[:2]
         keep_shape = self.config.transform == "crop_flip" and not training
@@ -187,7 +196,9 @@ class PixelTransform:
         if mode == "bicubic" and target != (height, width):
             picture = Image.fromarray(np.ascontiguousarray(frame))
             frame = np.array(picture.resize((target[1], target[0]), Image.Resampling.BICUBIC))
-        hwc = torch.from_numpy(np.require(frame, requirements=["C", "W"]))
+        if not (frame.flags.c_contiguous and frame.flags.writeable):
+            frame = frame.copy()
+        hwc = torch.from_numpy(frame)
         if dtype == torch.uint8:
             nchw = hwc[None].permute(0, 3, 1, 2)  # with N in front, resizing sees the order in memory and keeps it
         else:
@@ -195,5 +206,7 @@ class PixelTransform:
         if mode == "bilinear" and target != (height, width):
             antialias = self.config.compat != "original"
             nchw = F.interpolate(nchw, size=target, mode="bilinear", align_corners=False, antialias=antialias)
+        if target == (size, size):
+            return nchw
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
-        return nchw[0, :, top : top + size, left : left + size]
+        return nchw[:, :, top : top + size, left : left + size]
