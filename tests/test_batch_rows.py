@@ -9,8 +9,8 @@ import torch
 from chatbridge.common.raw import stack_media
 from chatbridge.common.shared import Rows, SlabPool, side_by_side
 from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.local_shards import LocalShards
 from chatbridge.datasets.sharded import ShardDataset
-from chatbridge.datasets.shards import LocalShards
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.image import ImageConfig, ImageProcessor
 from chatbridge.processors.pixels import RawPixels
@@ -159,15 +159,14 @@ def test_the_text_of_a_batch_is_written_before_its_first_medium_is_read(tmp_path
     assert told == (["begin"] * 4 + ["finish"] * 4) * 2
 
 
-@pytest.mark.parametrize(("kept", "times"), [(2**20, 1), (100, 2)])
-def test_a_sample_of_a_tar_is_read_from_disk_once_unless_it_is_large(tmp_path, monkeypatch, kept, times):
-    monkeypatch.setattr("chatbridge.datasets.sharded.KEPT", kept)
+def test_media_of_tars_are_read_when_their_turn_comes_and_once(tmp_path, monkeypatch):
     write_shards(tmp_path, [11, 12])
-    dataset, told, own = raw(shards(tmp_path, batch_size=6)), [], LocalShards.read
-    monkeypatch.setattr(LocalShards, "read", lambda self, *place: told.append(place) or own(self, *place))
-    assert isinstance(dataset, ShardDataset)
-    batches = take(stream([dataset], 5), 3)
-    assert sum(len(batch.ids) for batch in batches) == 18 and len(told) == times * 18
+    dataset, told = raw(shards(tmp_path, batch_size=6)), []
+    for name in ("entry", "bytes_at"):
+        own = getattr(LocalShards, name)
+        monkeypatch.setattr(LocalShards, name, lambda *a, own=own, name=name: told.append(name) or own(*a))
+    assert isinstance(dataset, ShardDataset) and len(take(stream([dataset], 5), 3)) == 3
+    assert told == (["entry"] * 6 + ["bytes_at"] * 6) * 3
 
 
 def test_the_loader_copies_no_medium_twice(tmp_path, monkeypatch):

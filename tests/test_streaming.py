@@ -14,8 +14,10 @@ import pytest
 import train
 from chatbridge.common.ledger import Ledger, TooManyBadSamples
 from chatbridge.datasets.lanes import open_lane
+from chatbridge.datasets.local_shards import LocalShards
 from chatbridge.datasets.orders import Blend
-from chatbridge.datasets.shards import LocalShards, Shard, find_shards, scan
+from chatbridge.datasets.shards import Shard, find_shards, scan
+from chatbridge.processors.base import MediaError
 from tests import tiny
 from tests.reading_tools import caption, names, picture, sample, shards, stream, take, tar_bytes, write_shards
 
@@ -431,3 +433,19 @@ def test_cutting_anywhere_never_gives_a_damaged_sample_silently(tmp_path):
         between = "no end mark" in table.problem  # whether the last sample is whole cannot be told there
         for i in range(len(table) - between):
             assert LocalShards([Shard(str(file))]).read(0, i) == originals.read(0, i)
+
+
+def test_a_tar_that_is_cut_while_it_is_open(tmp_path):
+    """Between a sample's entry and its picture, too: that is told, and no part of a picture is taken for it."""
+    write_shards(tmp_path, [3])
+    file = tmp_path / "000.tar"
+    shards_ = LocalShards([Shard(str(file))])
+    _, found = shards_.entry(0, 1)
+    assert isinstance(found["json"], bytes) and len(shards_.bytes_at(0, found["jpg"])) == found["jpg"].size
+    with file.open("r+b") as tar:
+        tar.truncate(found["jpg"].start + 20)
+    with pytest.raises(MediaError, match=r"000\.tar: is cut off before byte"):
+        shards_.bytes_at(0, found["jpg"])
+    with pytest.raises(MediaError, match=r"sample 1 is cut off: \d+ bytes are not there.*the file has changed"):
+        shards_.entry(0, 1)
+    assert shards_.entry(0, 0)[0] == f"{tmp_path.name}0x0"

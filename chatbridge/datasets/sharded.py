@@ -19,17 +19,15 @@ from torch import Tensor
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
 from chatbridge.datasets.annotations import Record
-from chatbridge.datasets.builder import Begun, DatasetConfig, Parts, TaskDataset
+from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
+from chatbridge.datasets.local_shards import Extent, LocalShards
 from chatbridge.datasets.orders import Blend, BlendedOrder, ShardOrder
-from chatbridge.datasets.shards import LocalShards, Shard, find_shards, is_local, scan
+from chatbridge.datasets.shards import Shard, find_shards, is_local, scan
 from chatbridge.processors.base import Blob, MediaError
 from chatbridge.processors.media import MediaLoader
 
 FIRST = 8
 """Samples that are looked at before training starts."""
-
-KEPT = 2**20
-"""Bytes of a medium that is kept from when its entry is read: a batch of videos would take hundreds of megabytes."""
 
 
 @dataclass(kw_only=True)
@@ -77,15 +75,15 @@ class Reference(str):
     """The name of a shard's member, for messages, and where its bytes are.
 
     Attributes:
-        place: (number of the shard, number of the sample, ending), for shards that are read by number.
-        data: the bytes themselves, where they are at hand.
+        place: (number of the shard, where in it), for shards that are read by number.
+        data: the bytes themselves, else.
     """
 
-    place: tuple[int, int, str] | None = None
+    place: tuple[int, Extent] | None = None
     data: bytes | None = None
 
     @classmethod
-    def of(cls, name: str, place: tuple[int, int, str] | None = None, data: bytes | None = None) -> Reference:
+    def of(cls, name: str, place: tuple[int, Extent] | None = None, data: bytes | None = None) -> Reference:
         made = cls(name)
         made.place, made.data = place, data
         return made
@@ -97,20 +95,9 @@ class ShardMedia(MediaLoader):
     def __init__(self, processors: Mapping[str, Any], shards: LocalShards):
         super().__init__(processors, {})
         self.shards = shards
-        self._last: tuple[tuple[int, int], dict[str, bytes]] | None = None
-
-    def sample(self, number: int, sample: int) -> dict[str, Any]:
-        """Ending -> bytes of a sample's members, and ``__key__``; the last sample read is kept."""
-        if self._last is None or self._last[0] != (number, sample):
-            name, found = self.shards.read(number, sample)
-            self._last = ((number, sample), {"__key__": name, **found})
-        return self._last[1]
 
     def load(self, modality: str, name: str, rng: random.Random | None = None) -> Tensor:
-        data = name.data
-        if data is None:
-            number, sample, ending = name.place
-            data = self.sample(number, sample)[ending]
+        data = name.data if name.place is None else self.shards.bytes_at(*name.place)
         tensor = self._processor(modality).load(Blob(str(name), data), rng)
         if tensor is None:  # only with compat: original
             raise MediaError(name, f"is too short for a {modality} (compat: original refuses what default pads)")
@@ -233,21 +220,11 @@ class ShardDataset(TaskDataset):
         number = bisect_right(self._ends, index)
         place = index - (self._ends[number - 1] if number else 0)
         shard = self.media.shards.shards[number]
-        return self.parse(shard, self.media.sample(number, place), (number, place))
+        name, found = self.media.shards.entry(number, place)
+        return self.parse(shard, {"__key__": name, **found}, number)
 
-    def _begun(self, index: int, rng: random.Random) -> Begun:
-        """Small media are kept, which were read with their entry: when their turn comes, the last sample is another."""
-        begun = super()._begun(index, rng)
-        for names in begun.record.files.values() if begun.record is not None else ():
-            for name in names:
-                if isinstance(name, Reference):
-                    number, sample, ending = name.place
-                    data = self.media.sample(number, sample)[ending]
-                    name.data = data if len(data) <= KEPT else None
-        return begun
-
-    def parse(self, shard: Shard, members: Mapping[str, Any], place: tuple[int, int] | None = None) -> Record:
-        """A sample's record. `place` is where it is, for shards read by number; else references hold the bytes.
+    def parse(self, shard: Shard, members: Mapping[str, Any], number: int | None = None) -> Record:
+        """A sample's record. `number` is the shard's, where `members` has the places of media; else it has the bytes.
 
         Raises:
             MediaError: a malformed entry, or a medium that is not there.
@@ -264,11 +241,11 @@ class ShardDataset(TaskDataset):
             raise MediaError(f"{where}.json", str(error)) from error
         for modality in {modality for kind in self.kinds for modality in kind.modalities}:
             # The record was made here, and so was its table of files.
-            record.files[modality] = self._references(where, record.files_of(modality), modality, members, place)
+            record.files[modality] = self._references(where, record.files_of(modality), modality, members, number)
         return record
 
     def _references(
-        self, where: str, names: Sequence[str], modality: str, members: Mapping[str, Any], place: Any
+        self, where: str, names: Sequence[str], modality: str, members: Mapping[str, Any], number: int | None
     ) -> tuple[Reference, ...]:
         """One member for each file that the record names: see `choose_members`."""
         endings = tuple(self.processors[modality].extensions)
@@ -276,9 +253,8 @@ class ShardDataset(TaskDataset):
         for name, chosen in zip(names, choose_members(names, members, endings), strict=True):
             if chosen is None:
                 raise MediaError(where, f"has no {modality} for '{name}' (looked for {' '.join(endings)})")
-            data = None if place is not None else members[chosen]
-            spot = None if place is None else (*place, chosen)
-            found.append(Reference.of(f"{where}.{chosen}", spot, data))
+            place, data = (None, members[chosen]) if number is None else ((number, members[chosen]), None)
+            found.append(Reference.of(f"{where}.{chosen}", place, data))
         return tuple(found)
 
 

@@ -1,7 +1,6 @@
-"""Tar shards of the webdataset layout: lists of them, their indexes, and samples read by number from local ones.
+"""Tar shards of the webdataset layout: lists of them, their indexes, and what is where in them.
 
-A sample is the run of members that share a name up to its first dot: ``0017.jpg``, ``0017.json``. Of a local,
-uncompressed tar only the place where each sample begins is kept (8 bytes); a sample is then one read of the file.
+A sample is the run of members that share a name up to its first dot: ``0017.jpg``, ``0017.json``.
 Sources: POSIX.1-2001 (ustar and pax headers), the webdataset naming convention.
 """
 
@@ -11,18 +10,13 @@ import json
 import mmap
 import os
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import urlparse
 
-from chatbridge.processors.base import MediaError
-
 BLOCK = 512
-OPEN_SHARDS = 32
-"""Local shards that a process keeps open, with the places of their samples."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +123,12 @@ class Member(NamedTuple):
     size: int
 
 
+class Bytes(Protocol):
+    """What gives bytes by slices: bytes, a memory-mapped file, or something that reads them when it is asked."""
+
+    def __getitem__(self, part: slice) -> bytes: ...
+
+
 class CutOff(ValueError):
     """A tar that is shorter than it should be.
 
@@ -141,8 +141,8 @@ class CutOff(ValueError):
         self.name = name
 
 
-def members(data: bytes | mmap.mmap, end: int, part: bool = False) -> Iterator[Member]:
-    """The regular files of a tar held in memory, up to `end`; a `part` of a tar has no end mark.
+def members(data: Bytes, end: int, part: bool = False) -> Iterator[Member]:
+    """The regular files of a tar, up to `end`; a `part` of a tar has no end mark.
 
     Raises:
         ValueError: at the place where the tar is cut off or damaged.
@@ -256,60 +256,3 @@ def scan(path: str | Path) -> Table:
                     end = starts.pop()  # the sample that the file ends in
     starts.append(end)
     return Table(starts, problem)
-
-
-class LocalShards:
-    """Reads samples of local tars by number; keeps the last used ones open.
-
-    Args:
-        shards: the tars. (Forked workers may share what is open: every read names its place.)
-    """
-
-    def __init__(self, shards: Sequence[Shard]):
-        self.shards = list(shards)
-        self._open: OrderedDict[int, tuple[int, Table]] = OrderedDict()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}
-
-    def read(self, number: int, sample: int) -> tuple[str, dict[str, bytes]]:
-        """(key, ending -> bytes) of one sample of one shard.
-
-        Raises:
-            MediaError: a shard that is gone, cut off before this sample, or changed.
-        """
-        shard = self.shards[number]
-        descriptor, table = self._table(number)
-        if sample >= len(table):
-            reason = table.problem or "has fewer samples than its index says"
-            raise MediaError(shard.url, f"sample {sample} is not there ({len(table)} are): it {reason}")
-        first, last = table.starts[sample], table.starts[sample + 1]
-        key, found = None, {}
-        try:
-            data = os.pread(descriptor, last - first, first)
-            for member in members(data, len(data), part=True):
-                split = split_name(member.name)
-                if split is not None and key in (None, split[0]):
-                    key = split[0]
-                    found[split[1]] = data[member.start : member.start + member.size]
-        except (ValueError, OSError) as error:
-            raise MediaError(shard.url, f"sample {sample} {error}; the file has changed or is damaged") from error
-        if key is None:
-            raise MediaError(shard.url, f"sample {sample} is not where it was; the file has changed")
-        return key, found
-
-    def _table(self, number: int) -> tuple[int, Table]:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        url = self.shards[number].url
-        try:
-            table = scan(url)
-            descriptor = os.open(url, os.O_RDONLY)
-        except OSError as error:
-            raise MediaError(url, f"cannot be opened ({error.strerror or error})") from error
-        self._open[number] = (descriptor, table)
-        if len(self._open) > OPEN_SHARDS:
-            _, (old, _) = self._open.popitem(last=False)
-            os.close(old)
-        return descriptor, table
