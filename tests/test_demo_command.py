@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks import demo_load
 from chatbridge.demo import command
+from chatbridge.demo.handlers import Handlers
 from chatbridge.inference import Engine
 from tests import tiny
 from tests.chat_tools import write_config
@@ -28,15 +30,15 @@ from tests.processes import FORK
 
 
 @contextmanager
-def server(folder: Path, pause: float = 0.0) -> Iterator[SimpleNamespace]:
-    """The command in a process of its own, on a model that takes its time with every token.
+def server(folder: Path, pause: float = 0.0, late: float = 0.0) -> Iterator[SimpleNamespace]:
+    """The command in a process of its own, on a model that takes its time with every token, and its `late` last words.
 
     Gives its address, process, log and the folder of its temporary files.
     """
     config, port, log, temporary = write_config(folder), free_port(), folder / "log.txt", folder / "temporary"
     temporary.mkdir()
     arguments = ["--cfg-path", str(config), "--gpu-id", "-1", "--port", str(port)]
-    process = FORK.Process(target=_serve, args=(arguments, log, temporary, pause))
+    process = FORK.Process(target=_serve, args=(arguments, log, temporary, pause, late))
     process.start()
     try:
         until(lambda: log.exists() and "ChatBridge is at" in log.read_text(), 60)
@@ -47,14 +49,14 @@ def server(folder: Path, pause: float = 0.0) -> Iterator[SimpleNamespace]:
         process.join()
 
 
-def _serve(arguments: list[str], log: Path, temporary: Path, pause: float) -> None:
+def _serve(arguments: list[str], log: Path, temporary: Path, pause: float, late: float) -> None:
     with log.open("w", buffering=1) as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
         sys.stdout = sys.stderr = out
         tempfile.tempdir = str(temporary)
         torch.set_num_threads(1)
-        load, status = Engine.load, 1
+        load, last_words, status = Engine.load, Handlers._over, 1
 
         def load_slow(*given, **more):
             engine = load(*given, **more)
@@ -63,6 +65,7 @@ def _serve(arguments: list[str], log: Path, temporary: Path, pause: float) -> No
             return engine
 
         Engine.load = load_slow
+        Handlers._over = lambda *given: time.sleep(late) or last_words(*given)
         try:
             status = command.main(arguments)
         except BaseException:
@@ -91,8 +94,10 @@ def test_eight_visitors_at_once(tmp_path):
         end(running)
 
 
-def test_the_end_of_the_server_in_an_answer(tmp_path):
-    with server(tmp_path, pause=0.1) as running:
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_the_end_of_the_server_in_an_answer(tmp_path, late):
+    """Also when the conversation has been put away before its last words are asked for."""
+    with server(tmp_path, pause=0.1, late=late) as running:
         browser = Browser(running, "late").open()
         browser.ask("what is it?")
         with browser.messages() as messages:

@@ -170,7 +170,8 @@ class Handlers:
 
     def _over(self, conversation: Conversation, since: float) -> Update:
         closing = self.visitors.closing
-        status = "" if conversation.cleared(since) else CLOSING if closing else view.account(conversation)
+        # At the end of the server conversations are cleared, too, perhaps before this is asked for.
+        status = CLOSING if closing else "" if conversation.cleared(since) else view.account(conversation)
         return self.show(conversation, _unchanged_box(), status, wrong=closing)
 
     def stop(self, request: gr.Request) -> str:
