@@ -63,7 +63,7 @@ class Record:
         Raises:
             ValueError: with what is wrong; where it stands is for the caller to say.
         """
-        if not isinstance(entry, (dict, Mapping)):
+        if not isinstance(entry, (dict, Mapping)):  # dict first: an abstract class is asked in Python
             raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")
         files = {}
         for name, value in entry.items():

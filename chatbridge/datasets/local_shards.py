@@ -99,11 +99,6 @@ class LocalShards:
             raise MediaError(self.shards[number].url, f"is cut off before byte {extent.start + extent.size}")
         return data
 
-    def read(self, number: int, sample: int) -> tuple[str, dict[str, bytes]]:
-        """(key, ending -> bytes) of one sample of one shard; raises as `entry` does."""
-        key, found = self.entry(number, sample)
-        return key, {e: self.bytes_at(number, v) if isinstance(v, Extent) else v for e, v in found.items()}
-
     def _table(self, number: int) -> tuple[int, Table]:
         if number in self._open:
             self._open.move_to_end(number)
