@@ -15,9 +15,13 @@ SEED ?= 42
 quickstart: .venv/.installed
 	$(BIN)/python -m dataset_prep.quickstart --seed $(SEED)
 
-# Trains further bridge seeds on the same world and writes the table of docs/quickstart.md.
+# Two bridge seeds with this processor's instructions and with AVX2 alone; writes the tables of the two pages.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+AVX2_OUT := output/quickstart_avx2
 seeds: .venv/.installed
-	$(BIN)/python -m dataset_prep.quickstart --seed 42 --seed 43 --table docs/quickstart.md
+	$(AVX2) $(BIN)/python -m dataset_prep.quickstart --seed 42 --seed 43 --out $(AVX2_OUT)
+	$(BIN)/python -m dataset_prep.quickstart --seed 42 --seed 43 --table README.md --table docs/quickstart.md \
+	  --beside $(AVX2_OUT)/report.json --beside $(AVX2_OUT)/seed43/report.json
 
 # Opens the quickstart's model in a page on this machine; without one, says what makes it.
 demo: .venv/.installed

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from chatbridge.evaluation.markdown import seeds_table
+from chatbridge.common.documents import read_json
+from chatbridge.evaluation.markdown import runs_table, summary_table
 from chatbridge.evaluation.report import ReportInput, StageFiles, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,8 @@ ANSWERS = "eval_configs/quickstart.yaml"
 CAPTIONS = "eval_configs/quickstart_captions.yaml"
 PROCESSES = min(2, os.cpu_count() or 1)
 """Ranks of the trainings: one core each. The results are those of one process, up to rounding."""
-MARKS = ("<!-- seeds -->", "<!-- end of seeds -->")
+TABLES = {"runs": runs_table, "summary": summary_table}
+"""A page has a table between ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,22 @@ def files_of(out: Path, stage: str) -> StageFiles:
     )
 
 
-def update_table(page: Path, reports: list[Path]) -> None:
-    """Write the table over seeds between the two marks of a page."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise SystemExit(f"error: {page} has no lines '{MARKS[0]}' and '{MARKS[1]}' to write a table between")
-    page.write_text(f"{before}{mark}\n\n{seeds_table(reports)}\n\n{end}{after}", encoding="utf-8")
+def processor_of(run: Path) -> str:
+    """The instructions that a training ran with, as PyTorch names them: "AVX2", "AVX512", "DEFAULT"."""
+    return read_json(run / "run.json")["versions"]["cpu_capability"]
+
+
+def update_page(page: Path, reports: list[Path]) -> None:
+    """Write the tables of a page anew, between their marks. Raises SystemExit when it has none."""
+    text = page.read_text(encoding="utf-8")
+    found = [name for name in TABLES if f"<!-- {name} -->" in text and f"<!-- end of {name} -->" in text]
+    if not found:
+        raise SystemExit(f"error: {page} has no lines '<!-- runs -->' and '<!-- end of runs -->' to write between")
+    for name in found:
+        before, mark, rest = text.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}{mark}\n\n{TABLES[name](reports)}\n\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -138,7 +149,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, action="append", help="of the bridges; give it again for further seeds")
     parser.add_argument("--world-seed", type=int, default=0, help="of the embedded world, its LLM and its encoders")
     parser.add_argument("--scale", choices=sorted(SCALES), default="small", help="tiny: for tests, learns less")
-    parser.add_argument("--table", type=Path, help="a page whose table of results is written anew from all seeds")
+    parser.add_argument("--table", type=Path, action="append", default=[], help="a page whose tables are written anew")
+    parser.add_argument(
+        "--beside", type=Path, action="append", default=[], metavar="REPORT", help="report.json of a run made before"
+    )
     return parser.parse_args(argv)
 
 
@@ -146,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     seeds = args.seed or [42]
     world, scale = (args.out / "world").resolve(), SCALES[args.scale]
-    reports = []
+    reports = list(args.beside)
     for seed in seeds:
         out = (args.out if seed == seeds[0] else args.out / f"seed{seed}").resolve()
         started = time.perf_counter()
@@ -163,13 +177,13 @@ def main(argv: list[str] | None = None) -> int:
             total_seconds=time.perf_counter() - started,
             peak_rss_bytes=meter.peak_rss,
             seed=seed,
-            settings={"scale": args.scale, "world_seed": args.world_seed},
+            settings={"scale": args.scale, "world_seed": args.world_seed, "processor": processor_of(out / "stage2")},
         )
         write_report(out, runs)
         reports.append(out / "report.json")
         print(f"\nreport: {out / 'report.md'} (and report.json, plots beside it)", flush=True)
-    if args.table:
-        update_table(args.table, reports)
+    for page in args.table:
+        update_page(page, reports)
     return 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from chatbridge.evaluation.markdown import seeds_table
+from chatbridge.evaluation.markdown import runs_table, summary_table
 from chatbridge.evaluation.metrics import Score, exact_match, normalise, verdict, wilson
 from chatbridge.evaluation.report import (
     ReportInput,
@@ -21,6 +21,7 @@ from chatbridge.evaluation.report import (
     read_rows,
     write_report,
 )
+from dataset_prep.quickstart import update_page
 
 
 def row(dataset, correct, condition="full", group="", reference="x", media=None):
@@ -202,24 +203,41 @@ def test_answer_files_that_are_none(tmp_path, content, message):
         read_rows(file)
 
 
-def test_table_over_seeds(runs, tmp_path):
+def test_tables_over_runs(runs, tmp_path):
     first = tmp_path / "first"
     write_report(first, runs)
     other = json.loads((first / "report.json").read_text())
-    other["seed"] = 8
+    other["seed"], other["settings"] = 8, {"processor": "AVX2"}
     other["joint"]["full"]["match"] = Score.of([True, False]).as_dict()
     (tmp_path / "second.json").write_text(json.dumps(other))
-    text = seeds_table([first / "report.json", tmp_path / "second.json"])
-    lines = text.splitlines()
-    assert lines[0] == "|  | n | mean | seed 7 | seed 8 |"
-    line = next(line for line in lines if line.startswith("| match: sound and sight"))
-    assert line.startswith("| match: sound and sight | 12/2 | .67 | **.83** ") and "**.50**" in line
+    files = [first / "report.json", tmp_path / "second.json"]
+    text = runs_table(files)
+    assert text.splitlines()[0] == "|  | n | mean | range | seed 7 | seed 8, AVX2 |"
+    line = next(line for line in text.splitlines() if line.startswith("| match: sound and sight"))
+    assert line.startswith("| match: sound and sight | 12/2 | .67 | .50–.83 | **.83** ") and "**.50**" in line
     assert "| match: picture blanked" not in text  # not run
-    with pytest.raises(ValueError, match="at least one"):
-        seeds_table([])
-    (tmp_path / "third.json").write_text("{}")
-    with pytest.raises(ValueError, match="third.json.*'seed'"):
-        seeds_table([tmp_path / "third.json"])
+    summary = summary_table(files).splitlines()
+    assert summary[0].endswith("seed 7, seed 8, AVX2 | match | two attributes | caption both |")
+    assert summary[2].startswith("| sound and sight | **.67** (.50–.83) | ")
+    for make in (runs_table, summary_table):
+        with pytest.raises(ValueError, match="at least one"):
+            make([])
+        (tmp_path / "third.json").write_text("{}")
+        with pytest.raises(ValueError, match="third.json.*'seed'"):
+            make([tmp_path / "third.json"])
+
+
+def test_tables_are_written_between_their_marks(runs, tmp_path):
+    write_report(tmp_path, runs)
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- summary -->\nold\n<!-- end of summary -->\nb\n<!-- runs --><!-- end of runs -->\nc\n")
+    update_page(page, [tmp_path / "report.json"])
+    text = page.read_text()
+    assert "old" not in text and text.startswith("a\n") and text.endswith("\nc\n")
+    assert text.count("| match: sound and sight |") == 1 and text.count("| sound and sight | **") == 1
+    page.write_text("nothing to write between")
+    with pytest.raises(SystemExit, match="<!-- runs -->"):
+        update_page(page, [tmp_path / "report.json"])
 
 
 def test_wilson_against_published_values():

@@ -17,6 +17,7 @@ from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.common.config import load_config
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.step import OptimiserStep
+from chatbridge.runners.watchdog import Watchdog
 from tests import tiny
 from tests.processes import Run, events, metrics
 
@@ -145,30 +146,78 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     assert find_latest(out).name == "step_00000006"
 
 
+def hang_at_step_5(rank: int) -> None:
+    """Rank 1 reads for ever. Its watchdog's patience becomes short then, not before: a slow machine is no hang."""
+    if rank == 1:
+        from chatbridge.datasets.reading import BatchStream
+        from chatbridge.runners.watchdog import READING, Watchdog
+
+        read, tell = BatchStream.__next__, Watchdog.tell
+
+        def impatient(self, step, doing):
+            if (step, doing) == (5, READING):
+                self.seconds, self._wind_up_again = 1.0, 0.0
+            tell(self, step, doing)
+
+        def reads_forever(self):
+            if self.step == 4:
+                time.sleep(600)
+            return read(self)
+
+        Watchdog.tell, BatchStream.__next__ = impatient, reads_forever
+
+
 def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):
-    yaml, out = prepare(tmp_path, max_steps=20, hang_seconds=1.5), tmp_path / "out"
-
-    def hang(rank: int) -> None:
-        if rank == 1:
-            from chatbridge.datasets.reading import BatchStream
-
-            read = BatchStream.__next__
-
-            def reads_forever(self):
-                if self.step == 4:
-                    time.sleep(600)
-                return read(self)
-
-            BatchStream.__next__ = reads_forever
-
-    started = time.monotonic()
-    run = Run(out, arguments(yaml, out), 2, before=hang)
-    assert all(status != 0 for status in run.wait(60))
-    assert time.monotonic() - started < 50, "it took the time limit of the collectives"
-    assert "furthest behind: rank 1 (reading, step 5)" in run.text()
-    assert "hang" in events(out)
+    yaml, out = prepare(tmp_path, max_steps=20, hang_seconds=32), tmp_path / "out"
+    run = Run(out, arguments(yaml, out), 2, before=hang_at_step_5)
+    assert all(status != 0 for status in run.wait(120))
+    told = [log.read_text() for log in run.logs]
+    assert all("furthest behind: rank 1 (reading, step 5)" in text for text in told), run.text()
     assert "reads_forever" in (out / "hang_rank1.txt").read_text()
-    assert "reads_forever" not in (out / "hang_rank0.txt").read_text()
+    stacks = out / "hang_rank0.txt"
+    assert not stacks.exists() or "reads_forever" not in stacks.read_text()
+
+
+def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
+    """A collective that fails says "connection closed by peer" on a rank that did nothing wrong."""
+    yaml, out = prepare(tmp_path, max_steps=20, hang_seconds=32), tmp_path / "out"
+
+    def before(rank: int) -> None:
+        if rank == 1:
+            hang_at_step_5(rank)
+            from chatbridge.runners.watchdog import Watchdog
+
+            Watchdog._report = lambda self, still: time.sleep(600)  # it cannot speak for itself
+            return
+        from chatbridge.runners.step import OptimiserStep
+        from chatbridge.runners.training import TrainingRunner
+
+        one_step, take = TrainingRunner._one_step, OptimiserStep.__call__
+
+        def known(self, bar):
+            OptimiserStep.__call__ = lambda step, *a, **k: gives_up(self) if self.step == 4 else take(step, *a, **k)
+            return one_step(self, bar)
+
+        def gives_up(runner):
+            while "reading, step 5" not in (runner.watchdog.behind() or ""):
+                time.sleep(0.01)
+            runner.watchdog._store = None  # gone with its process
+            raise RuntimeError("Connection closed by peer")
+
+        TrainingRunner._one_step = known
+
+    run = Run(out, arguments(yaml, out), 2, before=before)
+    run.until(lambda: "gave up at step 5; furthest behind: rank 1 (reading, step 5)" in run.text())
+    run.kill()
+    assert "failed" in events(out)
+
+
+def test_a_rank_never_heard_from_is_the_one_furthest_behind(tmp_path):
+    watchdog = Watchdog(tmp_path, 0, 3, 60.0)
+    watchdog._place, watchdog._known = (7, "computing"), {1: (7, "computing")}
+    assert watchdog.behind() == "rank 2 (not heard from, step 0)"
+    watchdog._known[2] = (7, "computing")
+    assert watchdog.behind() is None
 
 
 def test_a_quiet_run_leaves_no_stacks(tmp_path):

@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim._muon import _adjust_lr
 
 DECAY_RULES = ("all", "matrices")
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon with the precision of its iteration chosen by the device: fp32 on CPUs, bf16 elsewhere.
+
+    PyTorch iterates in bf16 always. Most CPUs have no instructions for it (one update of a 192 x 768 matrix then takes
+    290 ms instead of 12), and results would depend on whether this one has. Arguments, state and checkpoints are those
+    of `torch.optim.Muon`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update, as in Keller Jordan's description (kellerjordan.github.io/posts/muon)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            momentum, rate = group["momentum"], group["lr"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                direction = matrix.grad.lerp(average, momentum) if group["nesterov"] else average
+                update = _orthogonalised(direction, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                matrix.mul_(1 - rate * group["weight_decay"])
+                matrix.add_(update, alpha=-_adjust_lr(rate, group["adjust_lr_fn"], matrix.shape))
+        return loss
+
+
+def _orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest matrix [R, C] whose singular values are all about 1, by Newton and Schulz' iteration."""
+    a, b, c = coefficients
+    x = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def parameter_groups(
@@ -62,7 +108,7 @@ def build_optimizers(
     groups = parameter_groups([(n, p) for n, p in trainable if n not in chosen], weight_decay, decay)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
     if matrices:
-        muon = torch.optim.Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay)
+        muon = Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay)
         for group in muon.param_groups:
             group["lr_scale"] = muon_lr / lr
         optimizers.append(muon)

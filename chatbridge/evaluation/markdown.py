@@ -1,9 +1,9 @@
-"""A report as text: report.md of one run, and the table over several seeds."""
+"""A report as text: report.md of one run, and tables over several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ FAMILY_NAMES = {
     "two_attributes": "two attributes",
     "caption_both": "caption both",
 }
+FAMILY_NAMES_SHORT = ("match", "two attributes", "caption both")
 CONDITION_NAMES = {
     "full": "sound and sight",
     "no_audio": "sound silenced",
@@ -181,30 +182,55 @@ MEASURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"unseen pairs, {name}", ("unseen", "joint", "full", key))
       for key, name in (("match", "match"), ("two_attributes", "two attributes"), ("caption_both", "caption both"))),
 )  # fmt: skip
-"""Rows of the table over seeds: name, and the path in report.json."""
+"""Rows of the table over runs: name, and the path in report.json."""
 
 
-def seeds_table(files: Sequence[Path]) -> str:
-    """A Markdown table over the report.json files of several seeds: a row per measure, its mean, and every seed's.
+SUMMARY_CONDITIONS = ("full", "no_audio", "no_visual", "blind")
+
+
+def runs_table(files: Sequence[Path]) -> str:
+    """A Markdown table over the report.json files of several runs: a row per measure, mean, range and every run's.
 
     Raises:
         ValueError: for no files, or one that is missing or no report.
     """
-    if not files:
-        raise ValueError("a table over seeds needs at least one report.json")
-    reports = [_read(Path(file)) for file in files]
-
-    def figures(read: Callable[[Mapping], Any]) -> list:
-        return [read(report) for report in reports]
-
+    reports = _read_all(files)
     rows = []
     for name, path in MEASURES:
-        scores = figures(lambda report, path=path: get(report, *path))
+        scores = [get(report, *path) for report in reports]
         if any(score is not None for score in scores):
-            rows.append([name, str(_count(scores)), _mean(scores), *(cell(score) for score in scores)])
-    rows.append(["seconds in all", "", "", *(f"{s:.0f}" for s in figures(lambda r: r["wall_seconds"]["total"]))])
-    rows.append(["memory at most, GiB", "", "", *(f"{b / 2**30:.2f}" for b in figures(lambda r: r["peak_rss_bytes"]))])
-    return table(["", "n", "mean", *(f"seed {report['seed']}" for report in reports)], rows)
+            rows.append([name, _count(scores), _mean(scores), _range(scores), *(cell(score) for score in scores)])
+    rows.append(["seconds in all", "", "", "", *(f"{r['wall_seconds']['total']:.0f}" for r in reports)])
+    rows.append(["memory at most, GB", "", "", "", *(f"{r['peak_rss_bytes'] / 1e9:.2f}" for r in reports)])
+    return table(["", "n", "mean", "range", *map(_run_name, reports)], rows)
+
+
+def summary_table(files: Sequence[Path]) -> str:
+    """The questions about two sources alone: mean and range over several runs, "**.96** (.94–.97)".
+
+    Raises:
+        ValueError: for no files, or one that is missing or no report.
+    """
+    reports = _read_all(files)
+    rows = []
+    for condition in SUMMARY_CONDITIONS:
+        row = [CONDITION_NAMES[condition]]
+        for family in FAMILY_NAMES:
+            scores = [get(report, "joint", condition, family) for report in reports]
+            row.append(f"**{_mean(scores)}** ({_range(scores)})")
+        rows.append(row)
+    return table(["mean (range) of runs: " + ", ".join(map(_run_name, reports)), *FAMILY_NAMES_SHORT], rows)
+
+
+def _run_name(report: Mapping) -> str:
+    processor = get(report, "settings", "processor")
+    return f"seed {report['seed']}" + (f", {processor}" if processor else "")
+
+
+def _read_all(files: Sequence[Path]) -> list[dict]:
+    if not files:
+        raise ValueError("a table over runs needs at least one report.json")
+    return [_read(Path(file)) for file in files]
 
 
 def _count(scores: Iterable[Mapping | None]) -> str:
@@ -212,8 +238,17 @@ def _count(scores: Iterable[Mapping | None]) -> str:
 
 
 def _mean(scores: Iterable[Mapping | None]) -> str:
-    values = [score["value"] for score in scores if score is not None]
-    return share(sum(values) / len(values))
+    values = _values(scores)
+    return share(sum(values) / len(values)) if values else "–"
+
+
+def _range(scores: Iterable[Mapping | None]) -> str:
+    values = _values(scores)
+    return f"{share(min(values))}–{share(max(values))}" if values else "–"
+
+
+def _values(scores: Iterable[Mapping | None]) -> list[float]:
+    return [score["value"] for score in scores if score is not None]
 
 
 def _read(file: Path) -> dict:

@@ -92,7 +92,7 @@ def write_record(
 
 
 def _versions() -> dict[str, str]:
-    found = {"torch_build": torch.__version__}
+    found = {"torch_build": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -105,6 +105,9 @@ class TrainingRunner:
             except Exception as error:
                 if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
                     logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
+                behind = self.watchdog.behind() if isinstance(error, RuntimeError) else None
+                if behind:  # a broken collective tells of addresses, and a rank that hangs tells nothing
+                    logger.error("rank %d gave up at step %d; furthest behind: %s", self.rank, self.step + 1, behind)
                 self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
                 self._write_report()
                 raise

@@ -37,6 +37,7 @@ class Watchdog:
         self._beat = self._wind_up_again = time.monotonic()
         self._closed = threading.Event()
         self._store = None
+        self._known: dict[int, tuple[int, str]] = {}
 
     def __enter__(self) -> Watchdog:
         if not self.seconds:
@@ -71,10 +72,11 @@ class Watchdog:
             faulthandler.dump_traceback_later(self.seconds + spare, file=self._out, exit=False)
 
     def _watch(self) -> None:
-        pause = min(self.seconds / 8, 10.0)
-        while not self._closed.wait(pause):
+        while not self._closed.wait(pause := min(self.seconds / 8, 10.0)):
             self._publish()
             still = time.monotonic() - self._beat
+            if still > self.seconds / 2:  # somebody may give up soon, and take the store along
+                self._listen()
             if still > 9 / 8 * self.seconds + pause:  # the stacks are written by now
                 try:
                     self._report(still)
@@ -89,29 +91,46 @@ class Watchdog:
             except RuntimeError:  # the process that holds the store is gone
                 self._store = None
 
-    def _report(self, still: float) -> None:
-        step, doing = self._place
+    def behind(self) -> str | None:
+        """Which ranks are furthest behind, in words; None where none is behind the others.
+
+        For whoever gives up first: a collective that fails names an address, not the rank that did not come.
+        """
+        if not self.seconds:
+            return None
         places = self._places()
-        behind = [rank for rank, place in places.items() if place[0] == min(p[0] for p in places.values())]
-        waiting = {place[1] for place in places.values()}
-        if len(behind) == len(places) and len(waiting) > 1:
+        steps = {rank: place[0] for rank, place in places.items()}
+        behind = [rank for rank in places if steps[rank] == min(steps.values())]
+        if len(behind) == len(places):
             # All at the same step: those that compute wait for those that do something else.
             behind = [rank for rank, place in places.items() if place[1] != COMPUTING]
-        names = ", ".join(f"rank {r} ({places[r][1]}, step {places[r][0]})" for r in behind)
-        text = f"rank {self.rank} has stood still for {still:.0f} s ({doing}, step {step}); furthest behind: {names}"
+        if not behind or len(behind) == len(places):
+            return None
+        return ", ".join(f"rank {rank} ({places[rank][1]}, step {places[rank][0]})" for rank in behind)
+
+    def _report(self, still: float) -> None:
+        step, doing = self._place
+        text = f"rank {self.rank} has stood still for {still:.0f} s ({doing}, step {step})"
+        behind = self.behind()
+        text += f"; furthest behind: {behind}" if behind else "; so have all ranks" if self.world > 1 else ""
         logger.error("%s; stacks in %s", text, self.file)
         if self.rank == 0:
             EventLog(self.file.parent).write(step, "hang", text)
 
     def _places(self) -> dict[int, tuple[int, str]]:
-        places = {self.rank: self._place}
+        """Where every rank was last heard to be; the store may be gone by now, and its process with it."""
+        self._listen()
+        silent = (0, "not heard from")
+        return {rank: self._known.get(rank, silent) for rank in range(self.world)} | {self.rank: self._place}
+
+    def _listen(self) -> None:
+        store = self._store
         try:
-            for rank in range(self.world):
-                if rank != self.rank and self._store is not None and self._store.check([str(rank)]):
-                    places[rank] = tuple(json.loads(self._store.get(str(rank))))
+            for rank in range(self.world) if store is not None else ():
+                if rank != self.rank and store.check([str(rank)]):
+                    self._known[rank] = tuple(json.loads(store.get(str(rank))))
         except RuntimeError:  # as in `_publish`: what is known is told
             self._store = None
-        return places
 
 
 COMPUTING, READING, SAVING, VALIDATING = "computing", "reading", "saving", "validating"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from chatbridge.common.optim import Muon
+
 
 class Optimisers:
     """Muon on the matrices of a model's layers, AdamW on embeddings, norms, biases and convolutions.
@@ -21,7 +23,7 @@ class Optimisers:
         chosen = set(matrices)
         rest = [p for _, p in named if p not in chosen]
         self.members = [
-            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
+            Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
             torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.rates = [muon_lr, adam_lr]
