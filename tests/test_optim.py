@@ -55,16 +55,17 @@ def test_what_it_does_is_pytorchs_up_to_rounding(settings):
     start = matrices()
     for one, other, before in zip(ours, theirs, start, strict=True):
         moved = (other - before).norm()
-        assert 0.1 < moved and (one - other).norm() < 0.02 * moved  # bf16 has 8 bits
+        assert moved > 0.1 and (one - other).norm() < 0.02 * moved  # bf16 has 8 bits
 
 
 def test_the_update_is_nearly_orthogonal():
+    torch.manual_seed(0)
     (matrix,) = parameters = [torch.nn.Parameter(torch.randn(20, 32))]
     before = matrix.detach().clone()
     matrix.grad = torch.randn(20, 32)
     Muon(parameters, lr=1.0, weight_decay=0.0).step()
     values = torch.linalg.svdvals(before - matrix.detach())
-    assert 0.5 < values.min() and values.max() < 1.5
+    assert values.min() > 0.5 and values.max() < 1.5
 
 
 def test_its_state_is_pytorchs_and_comes_back():
