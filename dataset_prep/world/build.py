@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dataset_prep.world.settings import WorldSettings
 
 STAMP = "stamp.json"
@@ -85,6 +83,8 @@ def present(out: Path, part: str, settings: WorldSettings, seed: int) -> dict | 
 
 def make_part(out: Path, part: str, settings: WorldSettings, seed: int) -> None:
     """Make one part and move it into place."""
+    import torch  # here, in a process of its own: the parent only waits, and torch would take 550 MB of it
+
     torch.set_num_threads(1)  # two processes of several threads each are slower than two of one on two cores
     began = time.perf_counter()
     draft = out / f".{part}.{os.getpid()}"
