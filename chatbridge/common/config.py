@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from chatbridge.common.plugins import import_plugins
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
 from chatbridge.common.schema import Binder, ConfigError, MissingPath, key, to_plain
 from chatbridge.common.secrets import secrets_in
+from chatbridge.common.trees import read_tree
 
 
 @dataclass(kw_only=True)
@@ -108,12 +105,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defer_missing: 
         ConfigError: every problem found, with file, key and remedy.
     """
     path = Path(path)
-    tree = _read(path, overrides)
+    tree = read_tree(path, overrides)
+    found = secrets_in(tree)
+    if found:
+        raise ConfigError([f"{path}: {line}" for line in found])
     folder = path.resolve().parent
-    import_plugins(tree.get("plugins") or [], folder, str(path))
+    import_plugins(_plugins(tree, path, folder), folder, str(path))
     binder = Binder(str(path), folder)
     config = binder.dataclass(Config, tree, "")
-    absent_roots = _absent_roots(tree.get("paths") or {}, folder)
+    absent_roots = _absent_roots(tree.get("paths"), folder)
     below = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
     awaited = binder.missing if defer_missing else below
     problems = binder.problems + [f"{path}: {m}" for m in binder.missing if m not in awaited]
@@ -122,62 +122,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defer_missing: 
     return LoadedConfig(config, path, awaited)
 
 
-def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError([f"{path}: no such configuration file (looked for {path.resolve()})"])
-    try:
-        tree = OmegaConf.load(path)
-        for override in overrides:
-            if "=" not in override:
-                raise ConfigError([f"--options {override}: expected key=value, for instance run.init_lr=1e-4"])
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
-        plain = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"]) from None
-    found = secrets_in(plain)
-    if found:
-        raise ConfigError([f"{path}: {line}" for line in found])
-    if not isinstance(plain, dict) or not plain:
-        raise ConfigError([f"{path}: is empty or not a mapping of keys"])
-    return plain
+def _plugins(tree: dict[Any, Any], source: Path, folder: Path) -> list[str]:
+    """``plugins:``, which is needed before the rest can be bound: parts that the rest names are registered there."""
+    binder = Binder(str(source), folder)
+    names = binder.value(list[str], tree.get("plugins", []), "plugins", {})
+    if binder.problems:
+        raise ConfigError(binder.problems)
+    return names
 
 
-def import_plugins(names: Sequence[str], folder: Path, source: str) -> None:
-    """Import the user's files ("thermal.py", relative to the YAML) or modules ("my_lab.thermal"), once each.
-
-    A file is imported under its own name with its folder at the end of ``sys.path``, so that data-loader workers
-    started by *spawn* find it again.
-    """
-    for name in names:
-        try:
-            if not str(name).endswith(".py"):
-                importlib.import_module(name)
-                continue
-            file = Path(name) if os.path.isabs(name) else folder / name
-            if not file.is_file():
-                raise ConfigError([f"{source}: plugins: '{name}' does not exist; looked for {file}"])
-            _import_file(file.resolve(), source)
-        except ImportError as error:
-            raise ConfigError([f"{source}: plugins: '{name}' cannot be imported: {error}"]) from error
-
-
-def _import_file(file: Path, source: str) -> None:
-    loaded = sys.modules.get(file.stem)
-    if loaded is not None and Path(getattr(loaded, "__file__", None) or "?").resolve() == file:
-        return
-    if loaded is not None or importlib.util.find_spec(file.stem) is not None:
-        taken = f"{source}: plugins: a module called '{file.stem}' exists already; rename {file.name}"
-        raise ConfigError([taken])
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-        importlib.invalidate_caches()
-    importlib.import_module(file.stem)
-
-
-def _absent_roots(paths: dict[str, str], folder: Path) -> list[Path]:
-    roots = [Path(p).expanduser() for p in paths.values() if isinstance(p, str)]
-    resolved = [Path(os.path.normpath(r if r.is_absolute() else folder / r)) for r in roots]
-    return [r for r in resolved if not r.exists()]
+def _absent_roots(paths: Any, folder: Path) -> list[Path]:
+    given = [root for root in paths.values() if isinstance(root, str)] if isinstance(paths, dict) else []
+    resolved = [Path(os.path.normpath(folder / os.path.expanduser(root))) for root in given]
+    return [root for root in resolved if not os.path.exists(root)]
 
 
 def _below(place: str, roots: list[Path]) -> bool:

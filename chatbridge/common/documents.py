@@ -136,12 +136,15 @@ def parse_yaml(data: bytes | str, source: str | Path, loader: type = yaml.SafeLo
         raise DocumentError(source, f"is not valid YAML: {_one_line(error)}") from None
 
 
-def check_yaml(data: bytes | str, source: str | Path) -> str:
-    """YAML text that is well formed and stays small when its aliases are written out. Raises DocumentError."""
+def check_yaml(data: bytes | str, source: str | Path, most: int = MOST_NODES) -> str:
+    """YAML text that is well formed and holds `most` values at most when its aliases are written out.
+
+    Raises DocumentError.
+    """
     text = _decoded(data, source)
     try:
-        if _nodes(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_NODES:
-            raise DocumentError(source, f"has more than {MOST_NODES:,} values once its aliases are written out")
+        if _nodes(yaml.compose(text, Loader=yaml.SafeLoader)) > most:
+            raise DocumentError(source, f"has more than {most:,} values once its aliases are written out")
     except DocumentError:
         raise
     except RecursionError:

@@ -8,6 +8,7 @@ Nothing is imported behind the reader's back: `chatbridge.register_all` imports 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,8 +43,10 @@ class Registry:
         """Decorator: enter the class or function below it under `name`.
 
         Raises:
-            ValueError: when the name is taken by a part of another definition.
+            ValueError: when the name is taken by a part of another definition, or `config` is no dataclass.
         """
+        if config is not None and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+            raise ValueError(f"{self.kind} '{name}': config must be a dataclass of its keys, not {config!r}")
 
         def enter(target: Any) -> Any:
             taken = self._entries.get(name)

@@ -7,14 +7,16 @@ finds, not only the first: unknown keys with the nearest known one, wrong types,
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chatbridge.common.documents import repaired
 from chatbridge.common.registry import Registry, nearest
 
 REQUIRED = MISSING
@@ -26,9 +28,10 @@ T = TypeVar("T")
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one line each."""
 
-    def __init__(self, problems: list[str]):
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    def __init__(self, problems: Sequence[str]):
+        assert not isinstance(problems, str), "a list of lines: a single text would be one line a letter"
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
 
 
 def key(
@@ -100,7 +103,11 @@ class Binder:
         if not isinstance(node, Mapping):
             self.problem(where, f"expected a mapping of keys, found {_describe(node)}")
             return None
-        hints = typing.get_type_hints(cls)
+        try:
+            hints = typing.get_type_hints(cls)
+        except NameError as error:
+            self.problem(where, f"the types of {cls.__qualname__} cannot be told: {error}")
+            return None
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         before = len(self.problems)
         values = {}
@@ -109,7 +116,7 @@ class Binder:
                 continue
             if name not in fields:
                 moved = getattr(cls, "MOVED", {}).get(name)  # earlier keys and where they are now
-                hint = f"it is {moved} now" if moved else nearest(str(name), list(fields))
+                hint = f"it is {moved} now" if moved else nearest(name if isinstance(name, str) else "", list(fields))
                 self.problem(_join(where, name), f"unknown key; {hint}")
                 continue
             values[name] = self.value(hints[name], value, _join(where, name), fields[name].metadata)
@@ -174,8 +181,16 @@ class Binder:
         if not isinstance(value, Mapping):
             self.problem(where, f"expected a mapping, found {_describe(value)}")
             return None
-        inner = args[1] if args else Any
-        return {str(k): self.value(inner, v, _join(where, k), metadata) for k, v in value.items()}
+        inner, bound = args[1] if args else Any, {}
+        for name, held in value.items():
+            here = _join(where, name)
+            if not isinstance(name, str) and (type(name) is not int or name.bit_length() > 64):
+                self.problem(here, f"expected a name, found {_describe(name)}; put it between quotes")
+            elif problem := _unwritable(str(name)):
+                self.problem(here, problem)
+            else:
+                bound[str(name)] = self.value(inner, held, here, metadata)
+        return bound
 
     def _list(self, hint: Any, args: tuple, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
         if not isinstance(value, (list, tuple)):
@@ -186,25 +201,24 @@ class Binder:
         return tuple(items) if typing.get_origin(hint) is tuple else items
 
     def _leaf(self, hint: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        wrong = hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint in (int, float)))
-        if wrong:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        wrong = hint is not Any and not (number if hint is float else isinstance(value, hint))
+        if wrong or (isinstance(value, bool) and hint is int):
             self.problem(where, f"expected {hint.__name__}, found {_describe(value)}")
             return None
-        choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
+        problem = _unwritable(value) if isinstance(value, str) else _out_of_range(value, metadata) if number else None
+        if problem:
+            self.problem(where, problem)
+            return None
+        choices = metadata.get("choices")
         if choices and value not in choices:
             hint_text = nearest(value, [str(c) for c in choices]) if isinstance(value, str) else f"one of {choices}"
-            self.problem(where, f"{value!r} is not allowed; {hint_text}")
-        if low is not None and value < low:
-            self.problem(where, f"{value} is below the smallest allowed value, {low}")
-        if high is not None and value > high:
-            self.problem(where, f"{value} is above the largest allowed value, {high}")
+            self.problem(where, f"{_told(value)} is not allowed; {hint_text}")
         if isinstance(value, str) and metadata.get("registry") is not None:
             self._known_name(metadata["registry"], value, where)
         if metadata.get("path"):
             return self._path(value, where, metadata["path"])
-        return value
+        return float(value) if hint is float else value
 
     def _known_name(self, registry: Registry, value: str, where: str) -> None:
         try:
@@ -213,13 +227,16 @@ class Binder:
             self.problem(where, str(error))
 
     def _path(self, value: str, where: str, kind: str) -> str:
-        path = Path(value).expanduser()
+        if not value:
+            self.problem(where, "expected a path, found an empty text")
+            return value
+        path = Path(os.path.expanduser(value))
         places = [path] if path.is_absolute() else [self.folder / path, Path.cwd() / path]
         places = list(dict.fromkeys(Path(_normalise(p)) for p in places))
         if kind == "output":
             return str(places[0])
         for place in places:
-            if place.exists():
+            if os.path.exists(place):  # Path.exists raises where a name is too long, or a folder may not be searched
                 return str(place)
         self.missing.append(MissingPath(where, value, [str(p) for p in places]))
         return str(places[0])
@@ -269,14 +286,40 @@ def _component_to_plain(registry: Registry, tag: str, config: Any) -> Any:
 
 
 def _join(where: str, name: Any) -> str:
-    return f"{where}.{name}" if where else str(name)
+    told = name if isinstance(name, str) else _told(name)
+    return f"{where}.{told}" if where else told
+
+
+def _unwritable(text: str) -> str | None:
+    """Why a text cannot be passed on to the system and to files, if it cannot."""
+    if "\0" in text:
+        return "holds a character NUL, which nothing can be called"
+    return "holds half an emoji (a lone surrogate), which cannot be written" if repaired(text) != text else None
+
+
+def _out_of_range(value: float, metadata: Mapping[str, Any]) -> str | None:
+    low, high = metadata.get("low"), metadata.get("high")
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if low is not None and value < low:
+        return f"{_told(value)} is below the smallest allowed value, {low}"
+    if high is not None and value > high:
+        return f"{_told(value)} is above the largest allowed value, {high}"
+    return None if -(2**63) <= value < 2**63 or isinstance(value, float) else f"{_told(value)} is beyond 64 bits"
 
 
 def _describe(value: Any) -> str:
     if value is None:
         return "nothing (null)"
-    kind = {Mapping: "a mapping"}.get(type(value), type(value).__name__)
-    return f"{kind} {value!r}" if len(repr(value)) < 80 else kind
+    told = _told(value)
+    return f"{type(value).__name__} {told}" if len(told) < 80 else type(value).__name__
+
+
+def _told(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python does not write out integers of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _normalise(path: Path) -> str:
