@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from chatbridge.common.logging import setup_logging
-from chatbridge.inference import Engine, load_for_chat
-from chatbridge.inference.limits import MIB, add_arguments, from_arguments
+from chatbridge.inference import Engine, limits, load_for_chat
 from chatbridge.serving import Endpoint, ServingOptions
 from chatbridge.serving.server import Server
+from chatbridge.web import access
 
 logger = logging.getLogger("chatbridge")
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(True)
     try:
-        options = serving_options(args)
+        options, reached = serving_options(args), access.from_arguments(args)
         loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
         if loaded.config.run.threads:
             torch.set_num_threads(loaded.config.run.threads)
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not is_loopback(args.host) and not options.keys:
         logger.warning("everybody who can reach %s may ask: give --api-key-env, or leave --host as it is", args.host)
-    return Server(Endpoint(engine, options), args.host, args.port, args.grace).run_to_the_end()
+    return Server(Endpoint(engine, options), args.host, args.port, args.grace, reached).run_to_the_end()
 
 
 def serving_options(args: argparse.Namespace) -> ServingOptions:
@@ -51,12 +51,13 @@ def serving_options(args: argparse.Namespace) -> ServingOptions:
     """
     return ServingOptions(
         model_name=args.model_name or Path(args.cfg_path).stem,
-        limits=from_arguments(args),
-        max_body=round(args.max_request_mb * MIB),
+        limits=limits.from_arguments(args),
+        max_body=round(args.max_request_mb * limits.MIB),
         folder=args.media_folder,
         keys=api_keys(args.api_key_env),
         parallel=args.parallel,
         queue=args.queue,
+        max_beams=args.max_beams,
         cache_positions=args.cache_positions,
         separate=args.separate,
         system=args.system_messages,
@@ -101,6 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--media-folder", type=Path, metavar="DIR", help="requests may name files below it")
     parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers at a time")
     parser.add_argument("--queue", type=int, default=usual.queue, help="requests that may wait; others are told 429")
+    parser.add_argument("--max-beams", type=int, default=usual.max_beams, help="that a request may search with")
     parser.add_argument(
         "--cache-positions", type=int, default=usual.cache_positions,
         help="positions whose keys and values are kept for further turns; 0 for none",
@@ -112,9 +114,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--grace", type=float, default=3.0, help="seconds for answers to end after SIGTERM")
     parser.add_argument(
-        "--max-request-mb", type=float, default=usual.max_body / MIB, help="of a whole request, in MiB"
+        "--max-request-mb", type=float, default=usual.max_body / limits.MIB, help="of a whole request, in MiB"
     )  # fmt: skip
-    add_arguments(parser)
+    limits.add_arguments(parser)
+    access.add_arguments(parser)
     return parser.parse_args(argv)
 
 

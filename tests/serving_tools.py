@@ -56,12 +56,13 @@ def http(method: str, url: str, **more: Any) -> httpx.Response:
     return httpx.request(method, url, timeout=60, **more)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Wait for something to become true."""
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait for something to become true; returns it."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
+    return found
 
 
 def data_url(file: Path | bytes, kind: str = "application/octet-stream") -> str:

@@ -52,7 +52,9 @@ MAY_IMPORT = {
         "tasks",
         "runners",
     },
+    "web": set(),
     "serving": {
+        "web",
         "common",
         "processors",
         "conversation",
@@ -65,6 +67,7 @@ MAY_IMPORT = {
         "inference",
     },
     "demo": {
+        "web",
         "common",
         "processors",
         "conversation",

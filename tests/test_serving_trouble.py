@@ -6,18 +6,22 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import openai
 import pytest
 
 from chatbridge.inference import ChatSession, Engine
-from chatbridge.serving import ServingOptions, app
+from chatbridge.serving import ServingOptions
+from chatbridge.serving.errors import ApiError
+from chatbridge.serving.wire import read_request
+from chatbridge.web import connections
 from tests.chat_tools import SHORT, make_engine
 from tests.serving_tools import ASKED, Served, assistant, http, image, text, until, user
 
 LONG = ASKED | {"messages": [user("tell me more")], "max_tokens": 200}
 """The tiny model's answer to this never ends by itself."""
-HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,27 @@ class TestRequests:
             ({"max_tokens": 10**6}, 400, "messages", "max_tokens (1000000) leaves nothing of the context"),
             ({"seed": 2**70}, 400, None, "seed"),
             ({"num_beams": 0}, 400, None, "num_beams is 0"),
+            ({"num_beams": 9}, 400, "num_beams", "more than the 8 that this server allows"),
+            ({"num_beams": 10**400}, 400, "num_beams", "num_beams"),
+            ({"temperature": 1e-320}, 400, None, "temperature is 1e-320; take"),
+            ({"temperature": 1e300}, 400, None, "temperature is 1e+300; take"),
+            ({"temperature": float("nan")}, 400, None, "temperature is nan; take"),
+            ({"temperature": float("inf")}, 400, None, "temperature is inf; take"),
+            ({"temperature": 10**400}, 400, "temperature", "temperature"),
+            ({"temperature": 1.0, "top_p": 1e-320}, 400, None, "top_p is 1e-320; take"),
+            ({"temperature": 1.0, "repetition_penalty": 1e-320}, 400, None, "repetition_penalty is 1e-320; take"),
+            ({"repetition_penalty": 1e300}, 400, None, "repetition_penalty is 1e+300; take"),
+            ({"top_k": 10**30}, 400, None, "top_k is far too large; take"),
+            ({"max_tokens": 10**400}, 400, None, "max_tokens is far too large; take"),
+            ({"max_tokens": 2.5}, 400, "max_tokens", "integer"),
+            ({"seed": -(10**400)}, 400, None, "seed is far too small; take"),
             ({"stop": [""]}, 400, "stop", "none of them empty"),
             ({"stop": ["a"] * 17}, 400, "stop", "up to 16"),
+            ({"stop": "a" * 1001}, 400, "stop", "of 1000 characters"),
+            ({"user": "a" * 1001}, 400, "user", "1000"),
+            ({"logit_bias": {"1": 100}}, 400, None, "logit_bias is not supported"),
+            ({"presence_penalty": 10**400}, 400, None, "presence_penalty is not supported"),
+            ({"n": 10**400}, 400, None, "n is not supported"),
             ({"n": 2}, 400, None, "n is not supported"),
             ({"tools": [{"type": "function"}]}, 400, None, "tools is not supported"),
             ({"response_format": {"type": "json_object"}}, 400, None, "response_format is not supported"),
@@ -90,11 +113,20 @@ class TestRequests:
         assert message in error["message"]
 
     @pytest.mark.parametrize(
-        "body", [b"", b"{", b"[]", b"\xff\xfe", b"7", b'{"model": ' + b"[" * 20_000, b'{"messages":[{"role":"user"']
-    )
+        "body",
+        [
+            b"", b"{", b"[]", b"\xff\xfe", b"7", b'{"model": ' + b"[" * 20_000, b'{"messages":[{"role":"user"', b"NaN",
+            b"null", b'{"model": "\xe9"}', b'{"model": "tiny", "x": "\\ud83d"}', b'{"top_k": 1' + b"0" * 5000 + b"}",
+            b'{"model": ' + b'{"a":' * 20_000, "{}".encode("utf-16"), b"\0" * 100, b'{"model": "tiny"} {}',
+        ],
+    )  # fmt: skip
     def test_that_are_no_json_object(self, served, body):
         status, error = served.post(body)
         assert (status, error["code"]) == (400, "invalid_request")
+
+    def test_of_more_values_than_are_looked_at(self):
+        with pytest.raises(ApiError, match="more than 1,000,000 values"):
+            read_request(b'{"metadata": [' + b"[]," * 1_000_001)
 
     def test_of_another_content_type(self, served):
         status, error = served.post(ASKED, headers={"Content-Type": "text/plain"})
@@ -127,12 +159,36 @@ class TestRequests:
         assert response.status_code == 413
 
     def test_that_do_not_arrive(self, served, monkeypatch):
-        monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
+        monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
         with socket.create_connection(("127.0.0.1", served.server.port)) as connection:
             connection.sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
-            until(lambda: served.endpoint.desk.taken == 1)
-            assert b" 408 " in connection.recv(1000)
-        until(lambda: served.endpoint.desk.taken == 0)
+            said = connection.recv(1000)
+        assert b" 408 " in said and json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
+
+    def test_half_of_them_takes_nobodys_place(self, served):
+        """Those who answer first are those who have asked."""
+        with ExitStack() as stack:
+            for _ in range(12):  # of 3 places
+                one = stack.enter_context(socket.create_connection(("127.0.0.1", served.server.port)))
+                one.sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
+            assert served.client().chat.completions.create(**ASKED).choices
+            assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 0, "waiting": 0}
+
+    def test_for_another_host(self, served):
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "0.0.0.0"):
+            for path in ("/health", "/v1/models", "/nowhere"):
+                answer = http("GET", served.url + path, headers={"Host": host})
+                assert answer.status_code == 400 and answer.json()["error"]["code"] == "unknown_host"
+                assert "--allowed-host" in answer.json()["error"]["message"]
+            assert served.post(ASKED, headers={"Host": host})[0] == 400
+        assert http("GET", f"{served.url}/health", headers={"Host": "localhost:9"}).status_code == 200
+
+    def test_from_pages_of_others_are_not_told_that_they_may_read(self, served):
+        asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+        for method in ("GET", "POST", "OPTIONS"):
+            answer = http(method, f"{served.url}/v1/chat/completions", headers=asked)
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+            assert answer.status_code in (405, 415)
 
 
 class TestKeys:

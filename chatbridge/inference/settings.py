@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+MOST_TOKENS, MOST_BEAMS = 2**20, 32
+"""No model's context is longer; every beam takes the memory of a conversation of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +36,16 @@ class GenerationSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 up")
-        _check(0 <= self.temperature < float("inf"), "temperature", self.temperature, "0 (greedy) up")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 up to 1")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) up")
-        _check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", self.repetition_penalty, "above 0")
-        _check(self.num_beams >= 1, "num_beams", self.num_beams, "1 up")
-        _check(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "0 up to 2**63")
+        if self.max_new_tokens is not None:
+            _check_whole("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
+        if self.temperature != 0:
+            _check_number("temperature", self.temperature, 0.001, 100.0, "0 (greedy), or ")
+        _check_number("top_p", self.top_p, 1e-6, 1.0)
+        _check_whole("top_k", self.top_k, 0, MOST_TOKENS)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_whole("num_beams", self.num_beams, 1, MOST_BEAMS)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, 2**63 - 1)
 
     @property
     def samples(self) -> bool:
@@ -46,6 +53,18 @@ class GenerationSettings:
         return self.temperature > 0
 
 
-def _check(fine: bool, name: str, value: object, wanted: str) -> None:
-    if not fine:
-        raise ValueError(f"{name} is {value}; take a value from {wanted}")
+def _check_number(name: str, value: object, low: float, high: float, others: str = "") -> None:
+    # Outside of these, scores divided by the value overflow, and there is nothing left to sample from.
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{name} is {_shown(value)}; take a value from {others}{low:g} to {high:g}")
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        raise ValueError(f"{name} is {_shown(value)}; take a value from {low} to {high}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Integral) and abs(value) >= 10**20:  # thousands of digits cannot even be written out
+        return "far too large" if value > 0 else "far too small"
+    return repr(value)[:50]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,15 +30,30 @@ class End:
     dropped: int
 
 
+class Place:
+    """A place in the queue. For the event loop."""
+
+    def __init__(self, desk: Desk):
+        self._desk: Desk | None = desk
+        desk.taken += 1
+
+    def leave(self) -> None:
+        """Give it back, if that has not been done yet."""
+        if self._desk is not None:
+            self._desk.taken -= 1
+            self._desk = None
+
+
 class Answering:
     """A question on its way to an answer. Made on the event loop; `run` is for a worker, `cancel` for any thread.
 
     Args:
         question: what is asked. reader: of the engine that answers. sessions: where what was read is kept.
+        place: in the queue, which is free when the answer is there, whether or not its client has read it.
     """
 
-    def __init__(self, question: Question, reader: Reader, sessions: Sessions):
-        self.question, self.reader, self.sessions = question, reader, sessions
+    def __init__(self, question: Question, reader: Reader, sessions: Sessions, place: Place):
+        self.question, self.reader, self.sessions, self.place = question, reader, sessions, place
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | End | ApiError] = asyncio.Queue()
         self._lock = threading.Lock()
@@ -77,6 +92,8 @@ class Answering:
         except Exception:
             logger.exception("an answer failed")
             self._put(internal())
+        finally:
+            self._call(self.place.leave)
 
     def _answer(self) -> None:
         question, engine = self.question, self.reader.engine
@@ -121,8 +138,11 @@ class Answering:
 
     def _put(self, event: str | End | ApiError) -> None:
         if event != "":
-            with suppress(RuntimeError):  # the loop is closed: nobody is listening any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._call(self._events.put_nowait, event)
+
+    def _call(self, what: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is listening any more
+            self._loop.call_soon_threadsafe(what, *arguments)
 
 
 class Desk:
@@ -139,12 +159,17 @@ class Desk:
         self._current: set[Answering] = set()
         self._usual_seconds = 1.0
 
-    def take(self) -> None:
-        """A place in the queue; `leave` gives it back.
+    def take(self) -> Place:
+        """A place in the queue.
 
         Raises:
             ApiError: when all are taken, or the server is stopping.
         """
+        self.check()
+        return Place(self)
+
+    def check(self) -> None:
+        """Raise ApiError when there is no place at the moment."""
         if self.closing:
             raise ApiError(503, "the server is stopping", "stopping", headers={"Connection": "close"})
         if self.taken >= self.parallel + self.queue:
@@ -156,10 +181,6 @@ class Desk:
                 "queue_full",
                 headers={"Retry-After": str(seconds)},
             )
-        self.taken += 1
-
-    def leave(self) -> None:
-        self.taken -= 1
 
     def start(self, answering: Answering) -> None:
         """Let it be answered as soon as a worker is free."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -21,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.inference.limits import MIB, MediaLimits
-from chatbridge.serving.answering import Answering, Desk, End
+from chatbridge.serving.answering import Answering, Desk, End, Place
 from chatbridge.serving.content import Question, Reader
 from chatbridge.serving.errors import ApiError, internal
 from chatbridge.serving.sessions import Sessions
@@ -40,9 +41,12 @@ from chatbridge.serving.wire import (
     Usage,
     read_request,
 )
+from chatbridge.web.bodies import Bodies, NoRoom, TooLarge
 
-BODY_SECONDS = 120.0
-"""A request that has not arrived by then gives its place to others."""
+logger = logging.getLogger("chatbridge")
+
+BODIES = 4
+"""Requests of the largest size that fit into memory while they arrive."""
 
 GONE = 499
 """Nobody reads it: the status of a request whose client hung up (nginx's number)."""
@@ -60,6 +64,7 @@ class ServingOptions:
         folder: files below it may be named by requests; None for none.
         keys: one of them must come with every request; none are asked for if it is empty.
         parallel: answers at a time. queue: requests that may wait.
+        max_beams: that a request may search with; each takes the memory of one more conversation.
         cache_positions: positions whose keys and values are kept for further turns.
         separate: reuse nothing across API keys and the requests' ``user``.
         system: what becomes of system messages: "refuse", "ignore" or "prepend".
@@ -72,12 +77,13 @@ class ServingOptions:
     keys: Sequence[str] = field(default=(), repr=False)
     parallel: int = 4
     queue: int = 32
+    max_beams: int = 8
     cache_positions: int = 8192
     separate: bool = False
     system: str = "refuse"
 
     def __post_init__(self) -> None:
-        for name, least in (("parallel", 1), ("queue", 0), ("cache_positions", 0), ("max_body", 1)):
+        for name, least in (("parallel", 1), ("queue", 0), ("max_beams", 1), ("cache_positions", 0), ("max_body", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; take a value from {least} up")
         if self.folder is not None and not self.folder.is_dir():
@@ -95,6 +101,7 @@ class Endpoint:
         self.engine, self.options = engine, options
         self.reader = Reader(engine=engine, limits=options.limits, folder=options.folder, system=options.system)
         self.desk = Desk(options.parallel, options.queue)
+        self._bodies = Bodies(BODIES * options.max_body)
         self.sessions = Sessions(lambda: ChatSession(engine), options.cache_positions)
         self._model = Model(id=options.model_name, created=int(time.time()), modalities=list(engine.modalities))
 
@@ -113,35 +120,42 @@ class Endpoint:
 
     async def completions(self, request: Request) -> Response:
         key = self._owner(request)
-        self.desk.take()
-        try:
-            response = await self._answer(request, key)
-        except BaseException:
-            self.desk.leave()
-            raise
-        if not isinstance(response, EventStream):  # which leaves when it has been sent
-            self.desk.leave()
-        return response
-
-    async def _answer(self, request: Request, key: str) -> Response:
+        self._check_kind(request)
+        self.desk.check()  # those who would be turned away afterwards need not send everything first
         body = await self._body(request)
+        place = self.desk.take()
+        try:
+            return await self._answer(request, key, body, place)
+        except BaseException as error:
+            place.leave()
+            if not isinstance(error, Exception) or isinstance(error, ApiError | ClientDisconnect):
+                raise
+            logger.exception("a request failed")
+            return internal().response()
+
+    async def _answer(self, request: Request, key: str, body: bytes, place: Place) -> Response:
         asked, question = await asyncio.to_thread(self._understand, body, key)
         del body
-        answering = Answering(question, self.reader, self.sessions)
+        answering = Answering(question, self.reader, self.sessions, place)
         self.desk.start(answering)
         written = Written(asked, answering)
         try:
             if asked.stream:
                 first = await _unless_gone(request, written.first())
-                return EventStream(first, written, self.desk)
-            return _json(await _unless_gone(request, written.whole()))
+                return EventStream(first, written)
+            whole = await _unless_gone(request, written.whole())
         except BaseException:
             answering.cancel()
             raise
+        place.leave()
+        return _json(whole)
 
     def _understand(self, body: bytes, key: str) -> tuple[ChatRequest, Question]:
         asked = read_request(body)
         self._check_model(asked.model)
+        if (asked.num_beams or 1) > self.options.max_beams:
+            message = f"num_beams is more than the {self.options.max_beams} that this server allows"
+            raise ApiError(400, message, "invalid_value", "num_beams")
         owner = f"{key}\n{asked.user or ''}" if self.options.separate else ""
         return asked, self.reader.question(asked, owner)
 
@@ -166,25 +180,22 @@ class Endpoint:
                 404, f"no model is called '{name[:100]}'; it is '{self._model.id}'", "model_not_found", "model"
             )
 
-    async def _body(self, request: Request) -> bytes:
+    def _check_kind(self, request: Request) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # web pages of others can send anything else without asking
             raise ApiError(415, "send JSON, with 'Content-Type: application/json'", "invalid_content_type")
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.options.max_body:
             raise self._too_large()
-        try:
-            return await asyncio.wait_for(self._read(request), BODY_SECONDS)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"the request did not arrive within {BODY_SECONDS:g} s", "timeout") from None
 
-    async def _read(self, request: Request) -> bytes:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.options.max_body:
-                raise self._too_large()
-        return bytes(body)
+    async def _body(self, request: Request) -> bytes:
+        try:
+            return await self._bodies.read(request.receive, self.options.max_body)
+        except TooLarge:
+            raise self._too_large() from None
+        except NoRoom:
+            message = "too much is being sent to this server; try again later"
+            raise ApiError(503, message, "overloaded", headers={"Retry-After": "1"}) from None
 
     def _too_large(self) -> ApiError:
         most = f"{self.options.max_body / MIB:.1f} MiB"
@@ -246,16 +257,16 @@ class Written:
 class EventStream(StreamingResponse):
     """An answer as it comes. However it ends, nothing goes on afterwards, and its place is free."""
 
-    def __init__(self, first: str | End, written: Written, desk: Desk):
+    def __init__(self, first: str | End, written: Written):
         super().__init__(written.lines(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.written, self.desk = written, desk
+        self.answering = written.answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.written.answering.cancel()
-            self.desk.leave()
+            self.answering.cancel()
+            self.answering.place.leave()
 
 
 def make_app(endpoint: Endpoint) -> Starlette:
@@ -278,7 +289,8 @@ def make_app(endpoint: Endpoint) -> Starlette:
 
 def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}; see docs/serving.md for what there is"
+    path = request.scope["path"][:200]
+    message = f"{request.method} {path}: {error.detail}; see docs/serving.md for what there is"
     return ApiError(error.status_code, message, "unknown_url", headers=error.headers).response()
 
 

@@ -8,9 +8,14 @@ import sys
 import time
 from types import FrameType
 
-import uvicorn
+from starlette.responses import Response
 
 from chatbridge.serving.app import Endpoint, make_app
+from chatbridge.serving.errors import ApiError
+from chatbridge.web.access import Access, Names
+from chatbridge.web.connections import Connection
+from chatbridge.web.entrance import Entrance
+from chatbridge.web.listening import Listener, address_of, listen
 
 logger = logging.getLogger("chatbridge")
 
@@ -18,26 +23,27 @@ LEFT_TO_END = 3.0
 """Seconds that answers which were ended have to say so, and workers to come out of what they compute."""
 
 
-class Server(uvicorn.Server):
+class ApiConnection(Connection):
+    """Says in OpenAI's words, too, that a request was late or one too many."""
+
+    def words(self, status: int, message: str) -> tuple[str, bytes]:
+        answer = ApiError(status, message, "timeout" if status == 408 else "overloaded").response()
+        return answer.media_type, answer.body
+
+
+class Server(Listener):
     """Listens until SIGTERM or SIGINT; answers that are being given then have `grace` seconds to end by themselves.
 
     Args:
-        endpoint: what is served. grace: in seconds; a second signal ends them at once.
+        endpoint: what is served. host, port: where. grace: in seconds; a second signal ends them at once.
+        access: other names that it is reached under, and proxies.
     """
 
-    def __init__(self, endpoint: Endpoint, host: str, port: int, grace: float = 3.0):
-        self.endpoint, self.grace = endpoint, grace
-        super().__init__(
-            uvicorn.Config(
-                make_app(endpoint),
-                host=host,
-                port=port,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=round(grace + LEFT_TO_END),
-            )
-        )
+    def __init__(self, endpoint: Endpoint, host: str, port: int, grace: float = 3.0, access: Access | None = None):
+        self.endpoint, self.grace, self.access = endpoint, grace, access or Access()
+        self.names = Names(host, self.access)
+        app = Entrance(make_app(endpoint), self.names, self.access, _refuse, pages_only=False)
+        super().__init__(app, host, port, ApiConnection, round(grace + LEFT_TO_END))
 
     @property
     def port(self) -> int:
@@ -55,16 +61,19 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list | None = None) -> None:
         await super().startup(sockets)
-        logger.info(
-            "serving '%s' at http://%s:%d/v1", self.endpoint.options.model_name, shown(self.config.host), self.port
-        )
+        for one in sockets or ():
+            self.names.add(one.getsockname()[0])
+        address = address_of(self.config.host, self.port)
+        logger.info("serving '%s' at http://%s%s/v1", self.endpoint.options.model_name, address, self.access.prefix)
 
     def run_to_the_end(self) -> int:
         """Serve, and return the exit status. What still computes after the last second does not keep the process."""
         try:
-            self.run()
-        except SystemExit:  # uvicorn's own, when it cannot listen; it has logged why
+            sockets = listen(self.config.host, [self.config.port])
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
             return 1
+        self.run(sockets)
         self.endpoint.desk.shut_down()
         end = time.monotonic() + LEFT_TO_END
         while self.endpoint.desk.busy() and time.monotonic() < end:
@@ -77,6 +86,5 @@ class Server(uvicorn.Server):
         return 0
 
 
-def shown(host: str) -> str:
-    """An address as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host
+def _refuse(status: int, message: str) -> Response:
+    return ApiError(status, message, "unknown_host").response()

@@ -21,6 +21,7 @@ from pydantic import (
 
 from chatbridge.inference import GenerationSettings
 from chatbridge.serving.errors import ApiError
+from chatbridge.web.bodies import MOST_VALUES, too_many_values
 
 
 class Strict(BaseModel):
@@ -78,6 +79,9 @@ MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
 
 MOST_MESSAGES, MOST_PARTS = 4096, 256
 """In a request, and in a message."""
+
+MOST_STOPS, LONGEST_STOP = 16, 1000
+"""Texts that end an answer, and characters of one."""
 
 
 def _parts(content: Any) -> Any:
@@ -155,7 +159,7 @@ class ChatRequest(Strict):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: Annotated[str, Field(max_length=1000)] | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None
     num_beams: int | None = None
@@ -198,6 +202,8 @@ def read_request(body: bytes) -> ChatRequest:
     Raises:
         ApiError: naming the first field that is wrong, without its value.
     """
+    if too_many_values(body):
+        raise ApiError(400, f"the request has more than {MOST_VALUES:,} values; send less", "invalid_request")
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -208,8 +214,10 @@ def read_request(body: bytes) -> ChatRequest:
             reason = "is no parameter of this endpoint; leave it out (docs/serving.md lists them)"
         message = f"{param}: {reason}" if param else reason
         raise ApiError(400, message[:500], "invalid_request", param[:100] or None) from None
-    if not all(request.stops) or len(request.stops) > 16:
-        raise ApiError(400, "stop takes up to 16 texts, none of them empty", "invalid_value", "stop")
+    longest = max(map(len, request.stops), default=1)
+    if not all(request.stops) or len(request.stops) > MOST_STOPS or longest > LONGEST_STOP:
+        message = f"stop takes up to {MOST_STOPS} texts of {LONGEST_STOP} characters, none of them empty"
+        raise ApiError(400, message, "invalid_value", "stop")
     return request
 
 

@@ -1,0 +1,376 @@
+"""Connections that stay, names that are not ours, pages of other sites, ports that are taken: server and page alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+import pytest
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+
+from chatbridge.web import connections
+from chatbridge.web.access import Access, Names
+from chatbridge.web.bodies import Bodies, NoRoom, TooLarge, too_many_values
+from chatbridge.web.entrance import Entrance
+from chatbridge.web.listening import Listener, PortTaken, listen
+from tests.serving_tools import until
+
+SLOW = "POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+
+
+async def app(scope, receive, send):
+    """Reads the body of /body, sends 64 MB at /large and forever at /stream, and tells path, client and headers."""
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/body":
+        await Bodies(10**6).read(receive, 10**6)
+    if scope["path"] in ("/large", "/stream"):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        part = bytes(2**20) if scope["path"] == "/large" else b"."
+        for _ in range(64 if scope["path"] == "/large" else 10_000):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0 if scope["path"] == "/large" else 0.02)
+        return
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    said = f"{scope['method']} {scope['path']} {scope['scheme']} {scope['client'][0]} {headers}"
+    await PlainTextResponse(said)(scope, receive, send)
+
+
+@contextmanager
+def running(wrapped=app, host="127.0.0.1"):
+    sockets = listen(host, [0])
+    server = Listener(wrapped, host, 0)
+    thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield server, sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A server whose patience is short."""
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "UNREAD_SECONDS", "LINGER_SECONDS"):
+        monkeypatch.setattr(connections, name, 0.3)
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def port(short):
+    return short[1]
+
+
+def rest(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    connection.settimeout(20)
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def dribble(connection: socket.socket, data: bytes) -> bytes:
+    """Send byte by byte, until the other side closes; returns what it said."""
+    connection.settimeout(0.01)
+    said = b""
+    for place in range(4000):
+        try:
+            connection.sendall(data[place % len(data) :][:1])
+            part = connection.recv(65536)
+        except TimeoutError:
+            continue
+        except OSError:
+            return said
+        if not part:
+            return said
+        said += part
+    raise AssertionError("it listened for ever")
+
+
+class TestDeadlines:
+    @pytest.mark.parametrize("sent", ["", "GET / HT", "GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
+    def test_a_head_that_does_not_come(self, port, sent):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(sent.encode())
+            said = rest(connection)
+        assert said == b"" if not sent else b" 408 " in said
+
+    def test_a_head_that_comes_byte_by_byte(self, port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            assert b" 408 " in dribble(connection, b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 4000)
+
+    def test_a_body_that_does_not_come_or_byte_by_byte(self, port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(SLOW.encode() + b"x")
+            assert b" 408 " in rest(connection)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(SLOW.replace("100", "1000000").encode())
+            assert b" 408 " in dribble(connection, b"xxxx")
+
+    def test_the_rest_of_a_body_that_nobody_wanted(self, port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(SLOW.replace("/body", "/other").encode())
+            assert b" 200 " in connection.recv(65536)
+            dribble(connection, b"xxxx")
+
+    def test_a_second_request_that_comes_byte_by_byte(self, port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in connection.recv(65536)
+            assert b" 408 " in dribble(connection, b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 4000)
+
+    def test_an_answer_that_is_not_read(self, short, port):
+        server, _ = short
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            served = until(lambda: next(iter(server.server_state.connections), None))
+            until(lambda: served not in server.server_state.connections)
+            assert len(rest(connection)) < 64 * 2**20
+
+    def test_a_body_of_many_bytes_may_take_its_time(self, port, monkeypatch):
+        monkeypatch.setattr(connections, "SLOWEST_BODY", 1000)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(SLOW.replace("100", "100000").encode())
+            for _ in range(10):
+                connection.sendall(bytes(10_000))
+                time.sleep(0.1)
+            assert b" 200 " in connection.recv(65536)
+
+
+class TestManyConnections:
+    @pytest.fixture
+    def port(self, monkeypatch):
+        monkeypatch.setattr(connections, "MOST", 8)
+        with running(host="0.0.0.0") as (server, port):
+            yield port
+            assert len(server.server_state.connections) <= 8
+
+    @staticmethod
+    def open(stack, port, text, address="127.0.0.1", times=20):
+        for _ in range(times):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=(address, 0)))
+            one.sendall(text.encode())
+
+    @pytest.mark.parametrize("sent", ["", "GET / HT", SLOW])
+    def test_half_sent_requests_keep_nobody_out(self, port, sent):
+        with ExitStack() as stack:
+            self.open(stack, port, sent)
+            for _ in range(3):
+                assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200
+
+    def test_one_network_does_not_take_all(self, port):
+        """Not even with requests that are answered for ever."""
+        with ExitStack() as stack:
+            self.open(stack, port, "GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n", "127.0.0.3", times=8)
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200)
+            stream = stack.enter_context(httpx.Client()).build_request("GET", f"http://127.0.0.1:{port}/stream")
+            mine = stack.enter_context(httpx.Client()).send(stream, stream=True)
+            self.open(stack, port, "GET / HT", "127.0.0.3")
+            assert next(mine.iter_raw())
+            mine.close()
+
+    def test_newcomers_do_not_end_what_is_answered_in_their_network(self, port):
+        with ExitStack() as stack:
+            self.open(stack, port, "GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n", times=8)
+            time.sleep(0.3)
+            with socket.create_connection(("127.0.0.1", port)) as late:
+                assert b" 503 " in rest(late)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:9::9", "2001:db8:1:2::/64"), ("fe80::1%eth0", "fe80::/64"), ("/run/socket", "/run/socket"),
+    ],
+)  # fmt: skip
+def test_networks(address, network):
+    assert connections.network_of(address) == network
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("bound", "known", "unknown"),
+        [
+            ("127.0.0.1", "localhost LOCALHOST:8000 localhost. 127.0.0.1:80 127.9.9.9 [::1]:8000 [::ffff:127.0.0.1]",
+             "evil.example localhost.evil.example 127.0.0.1.evil.example 192.0.2.1 0.0.0.0 [::] evil@localhost "
+             "localhost:80:80 localhost:99999999 localhost/x [::1 ::1] 127.0.0.1,evil.example ü.example"),
+            ("192.0.2.1", "192.0.2.1:8000 localhost", "192.0.2.2 evil.example"),
+            ("0.0.0.0", "192.0.2.1 [2001:db8::1]:8000 localhost", "evil.example 192.0.2.1.nip.example"),
+            ("::", "192.0.2.1 [2001:db8::1]", "evil.example"),
+            ("chat.lan", "chat.lan:8000 Chat.LAN", "other.lan"),
+        ],
+    )  # fmt: skip
+    def test_of_the_place_that_is_bound(self, bound, known, unknown):
+        names = Names(bound, Access())
+        assert [name for name in known.split() if not names.are(name)] == []
+        assert [name for name in ["", " ", *unknown.split()] if names.are(name)] == []
+
+    def test_of_this_machine(self):
+        assert Names("0.0.0.0", Access()).are(socket.gethostname())
+        assert socket.gethostname() == "localhost" or not Names("127.0.0.1", Access()).are(socket.gethostname())
+
+    def test_that_are_allowed(self):
+        access = Access(
+            allowed_hosts=["Chat.example.org", "*.lab.example", "192.0.2.9"], root_path="https://pub.example/c"
+        )
+        names = Names("127.0.0.1", access)
+        for name in ("chat.example.org:443", "a.lab.example", "a.b.lab.example", "192.0.2.9", "pub.example"):
+            assert names.are(name), name
+        for name in ("example.org", "lab.example", "evil-lab.example", "xchat.example.org"):
+            assert not names.are(name), name
+        assert Names("127.0.0.1", Access(allowed_hosts=["*"])).are("anything.example")
+        names.add("later.example")
+        assert names.are("later.example:80")
+
+    def test_of_pages(self):
+        names = Names("127.0.0.1", Access(allowed_hosts=["chat.example.org"]))
+        assert names.shown_by("http://localhost:7860", "localhost:7860")
+        assert names.shown_by("https://pub.example", "pub.example:443")
+        assert names.shown_by("https://chat.example.org", "127.0.0.1:7860")  # a proxy that passes its own address on
+        for origin in ("http://localhost:3000", "http://evil.example", "null", "", "file://", "http://localhost",
+                       "http://localhost:7860.evil.example", "localhost:7860", "chrome-extension://abc"):  # fmt: skip
+            assert not names.shown_by(origin, "localhost:7860"), origin
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"allowed_hosts": ["http://x.org"]}, {"allowed_hosts": ["x.org:80"]}, {"allowed_hosts": ["x.org/c"]},
+            {"allowed_hosts": [""]}, {"allowed_hosts": ["a*"]}, {"root_path": "chat"}, {"root_path": "/a b"},
+            {"root_path": "ftp://x.org"}, {"root_path": "/../etc?"}, {"trusted_proxies": ["proxy.lan"]},
+            {"trusted_proxies": ["10.0.0.1/8"]},
+        ],
+    )  # fmt: skip
+    def test_that_are_none(self, wrong):
+        with pytest.raises(ValueError, match="^--(allowed-host|root-path|trusted-proxy) .*give"):
+            Access(**wrong)
+
+
+class TestEntrance:
+    @staticmethod
+    @contextmanager
+    def client(pages_only=True, **access):
+        reached = Access(**access)
+        wrapped = Entrance(
+            app, Names("127.0.0.1", reached), reached, lambda status, text: PlainTextResponse(text, status), pages_only
+        )
+        with running(wrapped) as (_, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            yield client
+
+    def test_hosts_and_origins(self):
+        with self.client(allowed_hosts=["chat.example.org"]) as client:
+            here = str(client.base_url).rstrip("/")
+            for host in ("evil.example", "", "evil.example:80", "\xff"):
+                refused = client.get("/", headers={"Host": host.encode("latin-1")})
+                assert refused.status_code == 400 and "--allowed-host" in refused.text
+            assert client.get("/", headers={"Host": "chat.example.org"}).status_code == 200
+            for origin, status in ((here, 200), ("https://chat.example.org", 200), ("http://evil.example", 403)):
+                for method in ("POST", "DELETE", "OPTIONS"):
+                    found = client.request(method, "/", headers={"Origin": origin})
+                    assert found.status_code == status and "access-control-allow-origin" not in found.headers
+                assert "origin" not in client.get("/", headers={"Origin": origin}).text
+        with self.client(pages_only=False) as client:
+            assert client.post("/", headers={"Origin": "http://evil.example"}).status_code == 200
+
+    def test_what_proxies_say_is_believed_of_those_that_are_trusted(self):
+        said = {"X-Forwarded-For": "192.0.2.5", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.org"}
+        with self.client(allowed_hosts=["chat.example.org"]) as client:
+            plain = client.get("/", headers=said).text
+            assert "http 127.0.0.1 " in plain and "forwarded" not in plain
+        with self.client(allowed_hosts=["chat.example.org"], trusted_proxies=["127.0.0.0/8"]) as client:
+            believed = client.get("/", headers=said).text
+            assert "https 192.0.2.5 " in believed and "'host': 'chat.example.org'" in believed
+            assert client.get("/", headers=said | {"X-Forwarded-Host": "evil.example"}).status_code == 400
+
+    def test_a_path_below_that_of_a_proxy(self):
+        for root in ("/chat", "/chat/", "https://pub.example/chat"):
+            with self.client(root_path=root) as client:
+                assert client.get("/chat/config").text.startswith("GET /config ")
+                assert client.get("/config").text.startswith("GET /config ")  # the proxy has taken it off
+                assert client.get("/chatter").text.startswith("GET /chatter ")
+                assert client.get("/chat").headers["location"] == "/chat/"
+
+
+class TestBodies:
+    @staticmethod
+    def of(*parts, end=True):
+        messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+        messages.append(
+            {"type": "http.request", "body": b"", "more_body": False} if end else {"type": "http.disconnect"}
+        )
+
+        async def receive():
+            return messages.pop(0)
+
+        return receive
+
+    def test_are_whole_or_an_error(self):
+        bodies = Bodies(100)
+        assert asyncio.run(bodies.read(self.of(b"ab", b"", b"c"), 3)) == b"abc"
+        with pytest.raises(TooLarge):
+            asyncio.run(bodies.read(self.of(b"ab", b"cd"), 3))
+        with pytest.raises(ClientDisconnect):
+            asyncio.run(bodies.read(self.of(b"ab", end=False), 3))
+        assert asyncio.run(bodies.read(self.of(bytes(100)), 100)) == bytes(100)  # nothing of the others is left
+
+    def test_what_stalls_makes_room_for_what_comes(self):
+        async def stall(ready, over):
+            yield {"type": "http.request", "body": bytes(90), "more_body": True}
+            ready.set()
+            await over.wait()
+            yield {"type": "http.request", "body": b"", "more_body": False}
+
+        async def both():
+            bodies, ready, over = Bodies(100), asyncio.Event(), asyncio.Event()
+            stalled = asyncio.create_task(bodies.read(stall(ready, over).__anext__, 100))
+            await ready.wait()
+            assert await bodies.read(self.of(bytes(50), bytes(50)), 100) == bytes(100)
+            over.set()
+            with pytest.raises(NoRoom):
+                await stalled
+
+        asyncio.run(both())
+
+    def test_of_a_million_values(self):
+        assert too_many_values(b"[" + b"{}," * 1_000_001) and not too_many_values(b'{"text": "' + b"x" * 10**7 + b'"}')
+
+
+class TestListening:
+    def test_a_port_that_is_taken(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            with pytest.raises(PortTaken, match=rf"^127.0.0.1:{port}: address already in use; .*--port"):
+                listen("127.0.0.1", [port])
+            (found,) = listen("127.0.0.1", [port, 0])
+            found.close()
+
+    @pytest.mark.parametrize(
+        ("host", "port"), [("192.0.2.1", 0), ("no such host", 0), ("", 70000), ("x" * 300, 0), ("127.0.0.1", -1)]
+    )
+    def test_a_place_that_cannot_be(self, host, port):
+        with pytest.raises(ValueError, match="^--(host|port) ") as caught:
+            listen(host, [port])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may listen anywhere")
+    def test_a_port_for_root(self):
+        with pytest.raises(ValueError, match="--port"):
+            listen("127.0.0.1", [1])
+
+    def test_all_addresses_of_a_name_at_one_port(self):
+        sockets = listen("localhost", [0])
+        assert len({one.getsockname()[1] for one in sockets}) == 1
+        for one in sockets:
+            one.close()
