@@ -109,11 +109,11 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
         if stage == "stage1":  # both together are asked about after stage 2
             answers.append("run.only=[test_*]")
         captions = [*asking, f"run.output_dir={out / f'{stage}_captions'}"]
-        meter.phase(
-            f"{stage}_questions",
-            train_command(ANSWERS, answers, 1 if stage == "stage1" else PROCESSES),
-            train_command(CAPTIONS, captions),
-        )
+        if stage == "stage1":
+            meter.phase(f"{stage}_questions", train_command(ANSWERS, answers), train_command(CAPTIONS, captions))
+        else:  # one after the other: a third process would want another gigabyte
+            meter.phase(f"{stage}_questions", train_command(ANSWERS, answers, PROCESSES))
+            meter.phase(f"{stage}_captions", train_command(CAPTIONS, captions))
 
 
 def files_of(out: Path, stage: str) -> StageFiles:

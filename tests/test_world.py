@@ -18,6 +18,7 @@ from chatbridge.datasets.kinds import TaskKind
 from dataset_prep.world import annotations, audio_pool, build, corpus, draw, language, sound, vision_pool
 from dataset_prep.world.__main__ import main
 from dataset_prep.world.media import write_media, write_single
+from dataset_prep.world.pretrain_llm import soften
 from dataset_prep.world.settings import SCALES, MediaSettings, WorldSettings
 from dataset_prep.world.vocabulary import (
     CHANGES,
@@ -317,6 +318,31 @@ def test_the_text_of_the_language_model_knows_two_sources_and_the_rule():
     captions = {language.caption(scene) for m in annotations.MODALITIES for scene in all_scenes(m)}
     assert len(captions) == len(all_visuals(False)) + len(all_visuals(True)) + len(all_audios())
     assert {"an orange star turns", "a fast low bell"} <= captions
+
+
+def test_words_in_the_place_of_media_are_blended_within_each_medium():
+    slots = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1, 0, 0]]).bool()
+    words = torch.eye(8).expand(2, 8, 8).clone()
+    torch.manual_seed(0)
+    seen = soften(words, slots, noise=0.0, blend=0.5)
+    assert torch.equal(seen[~slots], words[~slots])
+    first, second = seen[0, 1:4], seen[0, 5:7]
+    assert first[:, 1:4].sum(1).allclose(torch.ones(3)) and second[:, 5:7].sum(1).allclose(torch.ones(2))
+    assert (first.diagonal(1) != 0).all() and not torch.equal(first[:, 1:4], torch.eye(3))
+    assert seen[1, 5].allclose(words[1, 5]), "a medium of one word has nothing to be blended with"
+    assert torch.equal(soften(words, slots, noise=0.0, blend=0.0), words)
+    noisy = soften(words, slots, noise=0.3, blend=0.0)
+    assert torch.equal(noisy[~slots], words[~slots]) and (noisy[slots] != words[slots]).all()
+
+
+def test_two_media_never_touch():
+    rng = random.Random(0)
+    for _ in range(50):
+        visual, audio = rng.choice(corpus.VIDEOS), rng.choice(corpus.AUDIOS)
+        shown = [corpus.describe(visual, rng), corpus.describe(audio, rng)]
+        pieces = corpus.dialogue([visual, audio], [("what?", "this")], shown)
+        places = [i for i, piece in enumerate(pieces) if piece.apart]
+        assert len(places) == 2 and places[1] > places[0] + 1
 
 
 def test_a_part_is_kept_while_its_settings_stay_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):

@@ -112,12 +112,23 @@ class Batches:
         return ids, weights, slots
 
 
-def soften(embeds: Tensor, slots: Tensor, strength: float) -> Tensor:
-    """Noise on the words in the media's place, of a strength drawn for every document.
+def soften(embeds: Tensor, slots: Tensor, noise: float, blend: float) -> Tensor:
+    """Words in the media's place, blended within each medium and with noise, of strengths drawn for every document.
 
-    A bridge's output is near words, never exact ones: a model that has read only exact ones trusts them too much.
+    A bridge's output is near words, never exact ones, and a row of it holds something of several: a model that has
+    read only exact ones trusts them too much.
+
+    Args:
+        embeds: [B, L, D]. slots: bool [B, L], the words of media. noise: at most, in RMS of the embeddings.
+        blend: the share of a row, at most, that is a random mean of its medium's words.
     """
-    scale = embeds.detach().pow(2).mean().sqrt() * strength
+    medium = (slots & ~nn.functional.pad(slots, (1, 0))[:, :-1]).cumsum(1)  # a medium's words stand together
+    same = (medium[:, :, None] == medium[:, None]) & slots[:, None] & slots[:, :, None]
+    mean = torch.rand(same.shape).pow(2) * same
+    mean = mean / mean.sum(-1, keepdim=True).clamp(min=1e-6)
+    share = blend * torch.rand(len(embeds), 1, 1) * slots[..., None]
+    embeds = torch.lerp(embeds, mean @ embeds, share)
+    scale = embeds.detach().pow(2).mean().sqrt() * noise
     level = torch.rand(embeds.shape[0], 1, 1) * scale
     return embeds + torch.randn_like(embeds) * level * slots[..., None]
 
@@ -136,7 +147,7 @@ def pretrain_llm(folder: Path, settings: LlmSettings, seed: int) -> dict:
         # Comparing two words is the slowest to learn; once learnt on drills, it carries over to the dialogues.
         batches.drills = 0.5 if step < settings.drill_steps else settings.drills
         ids, weights, slots = batches.next()
-        embeds = soften(model.get_input_embeddings()(ids), slots, settings.slot_noise)
+        embeds = soften(model.get_input_embeddings()(ids), slots, settings.slot_noise, settings.slot_blend)
         logits = model(inputs_embeds=embeds, use_cache=False).logits[:, :-1]
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         counted = weights[:, 1:].flatten()

@@ -34,6 +34,7 @@ class LlmSettings:
         prompt_weight: loss weight of a token that is not in an answer, against 1.
         drills: share of documents that compare words with words; drill_steps: steps at the beginning where it is half.
         slot_noise: greatest strength of the noise on words that stand in for media, in RMS of the embeddings.
+        slot_blend: greatest share of such a word that is a mean of its medium's words.
     """
 
     hidden: int = 128
@@ -49,6 +50,7 @@ class LlmSettings:
     adam_lr: float = 3e-3
     prompt_weight: float = 0.05
     slot_noise: float = 0.3
+    slot_blend: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
