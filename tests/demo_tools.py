@@ -22,6 +22,7 @@ from chatbridge.demo.server import Running, Serving, serve
 from chatbridge.inference import ChatSession, Engine, load_for_chat
 from chatbridge.inference.limits import MediaLimits
 from tests.chat_tools import write_config
+from tests.patience import PATIENCE
 
 SMALL = MediaLimits(max_bytes=2**20, max_count=6, max_seconds=60.0, max_pixels=4_000_000)
 
@@ -67,7 +68,7 @@ def alone(engine: Engine, *turns: tuple[str, Sequence[Path]]) -> list[str]:
     return [session.say(text, media=files).text for text, files in turns]
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Wait for something to become true; returns it."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -127,7 +128,7 @@ class Visitor:
         self.client = Client(running.address, verbose=False, analytics_enabled=False, download_files=False)
 
     def ask(self, text: str, *files: Path, **settings: float) -> Shown:
-        return Shown.of(self.begin(text, *files, **settings).result(timeout=60))
+        return Shown.of(self.begin(text, *files, **settings).result(timeout=PATIENCE))
 
     def begin(self, text: str, *files: Path, **settings: float) -> Any:
         """Ask without waiting: gradio's job."""
@@ -148,7 +149,7 @@ class Browser:
     """As much of a page as it takes to open it, to ask and to vanish: plain requests."""
 
     def __init__(self, running: Running, name: str):
-        self.http = httpx.Client(base_url=running.address, timeout=30)
+        self.http = httpx.Client(base_url=running.address, timeout=PATIENCE)
         self.name = name
         self.functions = {one["api_name"]: one["id"] for one in self.http.get("config").json()["dependencies"]}
         self._heart: httpx.Response | None = None

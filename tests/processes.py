@@ -23,6 +23,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train
+from tests.patience import PATIENCE
 
 FORK = multiprocessing.get_context("fork")
 
@@ -45,7 +46,7 @@ class Run:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 120.0) -> list[int]:
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
         """Exit statuses, a killed process' as minus the signal. Fails when it takes longer."""
         end = time.monotonic() + seconds
         for process in self.processes:
@@ -72,7 +73,7 @@ class Run:
     def alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> bool:
+    def until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
         """Wait for something; False when the run ended before it came true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -16,6 +16,7 @@ from openai import OpenAI
 from chatbridge.inference import Engine
 from chatbridge.serving import Endpoint, ServingOptions
 from chatbridge.serving.server import Server
+from tests.patience import PATIENCE
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "max_tokens": 5}
 
@@ -32,7 +33,7 @@ class Served:
         self.url = f"http://127.0.0.1:{self.server.port}"
 
     def client(self, key: str = "none") -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
     def post(self, body: Any, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         """Status and error object of a request that fails; sees that others are answered as before."""
@@ -53,10 +54,10 @@ class Served:
 
 def http(method: str, url: str, **more: Any) -> httpx.Response:
     """A request with patience: httpx gives up after 5 s, in which a busy machine may not have come to answer."""
-    return httpx.request(method, url, timeout=60, **more)
+    return httpx.request(method, url, timeout=PATIENCE, **more)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Wait for something to become true; returns it."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -11,6 +11,7 @@ import pytest
 
 import train
 from tests import media_files, tiny
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_batch_size_that_two_ranks_cannot_share(tree, tmp_path):
     tree["datasets"]["images"]["batch_size"] = 3
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py"]
     command += ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "datasets.images.batch_size: 3 samples cannot be shared by 2 processes; take a multiple of 2" in done.stderr
 

@@ -13,6 +13,7 @@ from chatbridge.inference import ChatSession, Exchange, GenerationSettings
 from chatbridge.inference.prompt import PromptWriter
 from chatbridge.processors.base import MediaError
 from tests.chat_tools import SHORT, make_engine, write_media
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ class TestStreaming:
         arrived = threading.Event()
 
         def cancel():
-            arrived.wait(10)
+            arrived.wait(PATIENCE)
             session.cancel()
 
         thread = threading.Thread(target=cancel)

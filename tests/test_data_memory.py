@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.patience import PATIENCE
 
 COUNT = 1_000_000
 PROGRAM = "import json, sys; from tests.reading_tools import memory_report as m; print(json.dumps(m(*sys.argv[1:], 4)))"
@@ -35,7 +36,7 @@ def test_four_workers_share_one_copy(tmp_path):
     write_list(small, 100)
     write_list(large, COUNT)
     command = [sys.executable, "-c", PROGRAM, str(small), str(large)]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     one, passes = found["one"], found["all"]

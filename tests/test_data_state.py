@@ -16,6 +16,7 @@ import train
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.common.ledger import Ledger, LedgerEntry, join_counts
 from tests import tiny
+from tests.patience import PATIENCE
 from tests.reading_tools import folder_set, names, shards, stream, take, through_disk, write_folder, write_shards
 
 
@@ -167,11 +168,11 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
         process = subprocess.Popen(
             [*command, f"run.output_dir={output}"], cwd=tiny.ROOT, stderr=subprocess.PIPE, env=environment
         )
-        return process.communicate(timeout=120)[1] if wait else process
+        return process.communicate(timeout=PATIENCE)[1] if wait else process
 
     assert train.main([*command[2:], f"run.output_dir={whole}"]) == 0
     process = run(parts, wait=False)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while find_latest(parts) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -11,6 +11,7 @@ from gradio_client import handle_file
 from chatbridge.inference import ChatSession
 from tests.chat_tools import make_engine, write_media
 from tests.demo_tools import Shown, Visitor, alone, page, slowly, text_of, until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_conversation_about_a_picture_a_video_and_a_sound(engine, running, fil
 def test_an_answer_comes_piece_by_piece(engine, files, visitor):
     with slowly(engine):
         job = visitor.begin("what is it?", files["b.png"], max_new_tokens=30)
-        job.result(timeout=60)
+        job.result(timeout=PATIENCE)
     seen = [text_of(shown.messages[-1]) for shown in map(Shown.of, job.outputs()) if len(shown.messages) == 2]
     assert len(set(seen)) > 5 and all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
     assert job.outputs()[0][-1].count("Looking at b.png (1 of 1)")
@@ -89,7 +90,7 @@ def test_stop_keeps_what_was_said(engine, files, visitor):
         job = visitor.begin("what is it?", files["a.png"])
         until(lambda: any(len(shown[0]) == 2 for shown in job.outputs()))
         assert "Stopping" in visitor.do("stop")
-        shown = Shown.of(job.result(timeout=60))
+        shown = Shown.of(job.result(timeout=PATIENCE))
     whole = alone(engine, ("what is it?", [files["a.png"]]))[0]
     assert whole.startswith(shown.answer) and 0 < len(shown.answer) < len(whole)
     assert "stopped" in shown.markup(1) and not shown.wrong
@@ -105,7 +106,7 @@ def test_stop_while_waiting_gives_the_question_back(engine, running, files, visi
         until(lambda: waiting.status().rank is not None)
         visitor.do("stop")
         other.do("stop")
-        shown = Shown.of(waiting.result(timeout=60))
+        shown = Shown.of(waiting.result(timeout=PATIENCE))
     assert shown.messages == [] and shown.typed["text"] == "and mine?"
     assert [Path(file["path"]).name for file in shown.typed["files"]] == ["b.png"]
 
@@ -125,7 +126,7 @@ def test_the_queue_has_a_bound(engine, running, files):
             until(job.outputs)
             visitor.do("stop")
         for job in jobs:
-            job.result(timeout=60)
+            job.result(timeout=PATIENCE)
     assert visitors[3].ask("now?").answer == alone(engine, ("now?", []))[0]
 
 
@@ -143,7 +144,7 @@ def test_clear_ends_the_answer_that_is_given(engine, files, visitor):
         job = visitor.begin("what is it?", files["a.png"])
         until(lambda: any(len(shown[0]) == 2 for shown in job.outputs()))
         assert visitor.do("clear").messages == []
-        job.result(timeout=60)
+        job.result(timeout=PATIENCE)
     assert len(visitor.ask("hello?").messages) == 2
 
 

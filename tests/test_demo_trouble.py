@@ -15,6 +15,7 @@ import pytest
 
 from tests.chat_tools import make_engine, write_media
 from tests.demo_tools import Browser, Visitor, alone, page, slowly, text_of, until
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +115,14 @@ def test_too_much_at_once(engine, running, visitor, files):
     assert big.status_code == 413 and "maximum" in big.text
     assert browser.upload(*[(f"{n}.bin", bytes(2**20)) for n in range(8)]).status_code == 413
     join = f"{running.address}gradio_api/queue/join"
-    assert httpx.post(join, content=bytes(33 * 2**20), timeout=60).status_code == 413
+    assert httpx.post(join, content=bytes(33 * 2**20), timeout=PATIENCE).status_code == 413
 
     def endless():
         for _ in range(64):
             yield bytes(2**20)
 
     with pytest.raises(httpx.HTTPError):  # no length is announced
-        httpx.post(join, content=endless(), timeout=60).raise_for_status()
+        httpx.post(join, content=endless(), timeout=PATIENCE).raise_for_status()
     browser.close()
     assert visitor.ask("still there?").answer == alone(engine, ("still there?", []))[0]
 

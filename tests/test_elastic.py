@@ -22,6 +22,7 @@ import pytest
 
 from chatbridge.common.checkpoint import find_latest, load_trainer
 from tests import tiny
+from tests.patience import PATIENCE
 from tests.processes import Run, events, metrics
 from tests.test_resume import arguments, assert_same, metrics_so_far, prepare
 
@@ -78,7 +79,7 @@ class Agents:
                 process.kill()
         self.agents[node].wait()
 
-    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    def until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
         """Wait for something that must come true while the agents run."""
         end = time.monotonic() + seconds
         while not condition():
@@ -91,7 +92,7 @@ class Agents:
         logged = self.output / "metrics.jsonl"
         self.until(lambda: logged.exists() and len(metrics_so_far(self.output)) >= step)
 
-    def wait(self, seconds: float = 120.0) -> list[int]:
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
         """The agents' exit statuses."""
         end = time.monotonic() + seconds
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -230,7 +231,7 @@ def stop(*_):
 
 signal.signal(signal.SIGUSR1, stop)  # also where it was ignored before, as the runner does
 open("ready" + os.environ["SLURM_NODEID"], "w")
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -247,12 +248,12 @@ def test_the_slurm_script_hands_on_the_signal_and_requeues(tmp_path, status):
         cwd=tmp_path, env=os.environ | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, start_new_session=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not all((tmp_path / f"ready{node}").exists() for node in (0, 1)):
             assert job.poll() is None and time.monotonic() < end
             time.sleep(0.01)
         job.send_signal(signal.SIGUSR1)
-        assert bool(job.wait(30)) == bool(status)
+        assert bool(job.wait(PATIENCE)) == bool(status)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
@@ -271,5 +272,7 @@ def test_the_slurm_script_tells_the_status_of_what_ended_while_it_dealt_with_a_s
     during = "trap 'kill $child; while kill -0 $child 2>/dev/null; do sleep 0.01; done; touch dealt' USR1\n"
     child = f"(trap 'exit {status}' TERM; touch ready; while :; do sleep 0.01; done) & child=$!\n"
     signal = "(until [ -e ready ]; do sleep 0.01; done; sleep 0.2; kill -USR1 $$) &\n"
-    done = subprocess.run(["bash", "-c", function + during + child + signal + "ended $child"], cwd=tmp_path, timeout=30)
+    done = subprocess.run(
+        ["bash", "-c", function + during + child + signal + "ended $child"], cwd=tmp_path, timeout=PATIENCE
+    )
     assert (tmp_path / "dealt").exists() and done.returncode == status

@@ -16,6 +16,7 @@ from chatbridge.inference import Engine, zoo
 from chatbridge.models import ChatBridge, load_model, load_model_and_preprocess, load_preprocess, model_zoo
 from tests import tiny
 from tests.chat_tools import write_config, write_media
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -135,6 +136,6 @@ def test_no_configurations_anywhere(monkeypatch, tmp_path):
 def test_models_alone_import_nothing_above_them():
     code = "import sys, chatbridge.models as m; assert not [n for n in sys.modules if n.startswith('chatbridge.inf')]; "
     code += "m.model_zoo; assert 'chatbridge.inference.zoo' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
     with pytest.raises(AttributeError, match="no attribute 'load_everything'"):
         _ = chatbridge.models.load_everything

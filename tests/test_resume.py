@@ -16,6 +16,7 @@ from chatbridge.common import checkpoint
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.runners.verify import compare
 from tests import tiny
+from tests.patience import PATIENCE
 from tests.processes import Run, events, metrics
 from tests.reading_tools import tar_bytes
 
@@ -180,13 +181,13 @@ def test_no_checkpoint_within_the_grace_time_is_an_error(tmp_path):
     def stuck(rank: int) -> None:
         from chatbridge.runners import training
 
-        training.OptimiserStep.__call__ = lambda *a, **k: time.sleep(60)
+        training.OptimiserStep.__call__ = lambda *a, **k: time.sleep(3600)
 
     run = Run(tmp_path / "out", arguments(yaml, tmp_path / "out"), before=stuck)
     assert run.until(lambda: (tmp_path / "out" / "events.jsonl").exists())
     time.sleep(0.3)
     run.send(signal.SIGTERM)
-    assert run.wait(20) == [1]
+    assert run.wait(PATIENCE) == [1]
     assert "no checkpoint within run.grace_seconds" in run.text()
 
 

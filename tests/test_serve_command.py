@@ -20,6 +20,7 @@ from chatbridge import serve
 from chatbridge.models.llm import CausalLM
 from chatbridge.serving import server
 from tests.chat_tools import write_config
+from tests.patience import PATIENCE
 from tests.processes import FORK
 from tests.serving_tools import until, user
 
@@ -148,8 +149,8 @@ def test_keys_names_and_a_quiet_log(start, monkeypatch):
     for key in ("key-of-one", "key-of-two"):
         assert process.client(key).chat.completions.create(**{**LONG, "stream": False, "max_tokens": 5}).choices
     models = f"{process.url}/v1/models"
-    assert httpx.get(models, headers={"Authorization": "Bearer wrong-key"}, timeout=60).status_code == 401
-    assert httpx.get(f"{models}?api_key=key-of-one", timeout=60).status_code == 401
+    assert httpx.get(models, headers={"Authorization": "Bearer wrong-key"}, timeout=PATIENCE).status_code == 401
+    assert httpx.get(f"{models}?api_key=key-of-one", timeout=PATIENCE).status_code == 401
     process.send(signal.SIGTERM)
     assert process.status() == 0
     assert "5 tokens" in process.text()

@@ -13,6 +13,7 @@ from chatbridge.inference import ChatSession, GenerationSettings
 from chatbridge.serving.sessions import Sessions
 from chatbridge.serving.stops import StopTexts
 from tests.chat_tools import SHORT, make_engine, write_media
+from tests.patience import PATIENCE
 from tests.serving_tools import Served, assistant, data_url, http, image, sound, text, until, user, video
 
 
@@ -108,7 +109,7 @@ class TestAnswers:
 
     def test_as_it_travels(self, served):
         body = {"model": "tiny", "messages": [user("what?")], "max_tokens": 3, "stream": True}
-        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             lines = [line for line in response.iter_lines() if line]
         assert all(line.startswith("data: {") for line in lines[:-1]) and lines[-1] == "data: [DONE]"

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from chatbridge.common.checkpoint import find_latest, load_weights
 from tests import tiny
+from tests.patience import PATIENCE
 
 
 def run(folder, tree, *options: str) -> int:
@@ -101,7 +102,7 @@ def test_two_ranks_equal_one(tmp_path):
     assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'one'}") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     command += ["train.py", "--cfg-path", str(tmp_path / "run.yaml"), "--options", f"run.output_dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], abs=1e-5)

@@ -19,6 +19,7 @@ from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.step import OptimiserStep
 from chatbridge.runners.watchdog import Watchdog
 from tests import tiny
+from tests.patience import PATIENCE
 from tests.processes import Run, events, metrics
 
 
@@ -161,7 +162,7 @@ def hang_at_step_5(rank: int) -> None:
 
         def reads_forever(self):
             if self.step == 4:
-                time.sleep(600)
+                time.sleep(3600)
             return read(self)
 
         Watchdog.tell, BatchStream.__next__ = impatient, reads_forever
@@ -170,7 +171,7 @@ def hang_at_step_5(rank: int) -> None:
 def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):
     yaml, out = prepare(tmp_path, max_steps=20, hang_seconds=32), tmp_path / "out"
     run = Run(out, arguments(yaml, out), 2, before=hang_at_step_5)
-    assert all(status != 0 for status in run.wait(120))
+    assert all(status != 0 for status in run.wait(PATIENCE))
     told = [log.read_text() for log in run.logs]
     assert all("furthest behind: rank 1 (reading, step 5)" in text for text in told), run.text()
     assert "reads_forever" in (out / "hang_rank1.txt").read_text()
@@ -187,7 +188,7 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
             hang_at_step_5(rank)
             from chatbridge.runners.watchdog import Watchdog
 
-            Watchdog._report = lambda self, still: time.sleep(600)  # it cannot speak for itself
+            Watchdog._report = lambda self, still: time.sleep(3600)  # it cannot speak for itself
             return
         from chatbridge.runners.step import OptimiserStep
         from chatbridge.runners.training import TrainingRunner

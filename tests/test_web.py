@@ -19,6 +19,7 @@ from chatbridge.web.access import Access, Names
 from chatbridge.web.bodies import Bodies, NoRoom, TooLarge, too_many_values
 from chatbridge.web.entrance import Entrance
 from chatbridge.web.listening import Listener, PortTaken, listen
+from tests.patience import PATIENCE
 from tests.serving_tools import until
 
 SLOW = "POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
@@ -168,13 +169,13 @@ class TestManyConnections:
         with ExitStack() as stack:
             self.open(stack, port, sent)
             for _ in range(3):
-                assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200
+                assert httpx.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE).status_code == 200
 
     def test_one_network_does_not_take_all(self, port):
         """Not even with requests that are answered for ever."""
         with ExitStack() as stack:
             self.open(stack, port, "GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n", "127.0.0.3", times=8)
-            until(lambda: httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200)
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE).status_code == 200)
             stream = stack.enter_context(httpx.Client()).build_request("GET", f"http://127.0.0.1:{port}/stream")
             mine = stack.enter_context(httpx.Client()).send(stream, stream=True)
             self.open(stack, port, "GET / HT", "127.0.0.3")

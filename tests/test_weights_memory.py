@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.tiny import ROOT
 
 
@@ -25,7 +26,7 @@ def test_no_second_copy(arguments):
     """A LLaMA of 421 MB with tensors of 8 MB at most: the peak is the model and a window of the file."""
     command = [sys.executable, str(ROOT / "benchmarks" / "load_weights.py"), "--vocabulary", "4000", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["model_mb"] == pytest.approx(421.2, abs=0.1) and figures["finite"]
