@@ -69,7 +69,7 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer can be read"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model: is not a SentencePiece model"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="no SentencePiece model"):
         SentencePieceTokenizer(tmp_path / "other.model")
@@ -77,7 +77,7 @@ def test_what_is_no_tokenizer(tmp_path):
 
 def test_broken_side_files_are_named(folder):
     (folder / "added_tokens.json").write_text("{")
-    with pytest.raises(ValueError, match=r"added_tokens\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"added_tokens\.json: is not valid JSON"):
         load_tokenizer(folder)
 
 

@@ -282,8 +282,8 @@ class TestFolders:
         }
         denied[what].chmod(0o000)
         try:
-            with as_nobody(), pytest.raises(ValueError, match=f"no permission to read '.*{denied[what].name}") as error:
+            with as_nobody(), pytest.raises(ValueError, match="no permission to read") as error:
                 load(folder)
         finally:
             denied[what].chmod(0o755)
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and denied[what].name in str(error.value)

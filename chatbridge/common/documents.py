@@ -81,8 +81,10 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     except DocumentError:
         raise
     except FileNotFoundError:
-        raise DocumentError(path, "does not exist") from None
-    except (OSError, ValueError) as error:  # no permission, name too long, NUL in the name, a failing disk
+        raise DocumentError(path, MISSING) from None
+    except PermissionError:
+        raise DocumentError(path, "no permission to read it; allow it for this user (chmod, chown)") from None
+    except (OSError, ValueError) as error:  # name too long, NUL in the name, a failing disk
         raise DocumentError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except MemoryError:
         raise DocumentError(path, "does not fit into memory") from None
@@ -93,6 +95,7 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     return data
 
 
+MISSING = "does not exist"
 LFS_REASON = "is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'"
 
 

@@ -8,13 +8,13 @@ release of transformers makes of it.
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import sentencepiece
-
+from chatbridge.common.token_files import check_file, declared_tokens, read_sentencepiece, read_side_file
 from chatbridge.common.tokenizer import Tokenizer
 
 
@@ -31,13 +31,11 @@ class SentencePieceTokenizer:
     def __init__(self, path: str | Path):
         path = Path(path)
         file = path / "tokenizer.model" if path.is_dir() else path
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise ValueError(f"no SentencePiece model at {file}; give the folder that holds tokenizer.model")
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{file} is not a SentencePiece model ({error})") from error
-        added, named = _declared_tokens(file.parent)
+        self.model = read_sentencepiece(file)
+        declared = declared_tokens(file.parent)
+        added, named = declared.embedded(declared.added), declared.named
         control = [self.model.unk_id(), self.model.bos_id(), self.model.eos_id(), self.model.pad_id()]
         self._special = {self.model.id_to_piece(i): i for i in control if i >= 0} | added
         for token in named.values():
@@ -86,35 +84,48 @@ class SentencePieceTokenizer:
 
 
 class HfTokenizer:
-    """Any tokenizer that transformers loads from a folder, behind the same interface.
+    """Any tokenizer that transformers itself knows how to load from a folder, behind the same interface.
 
     Args:
         path: the folder (``tokenizer.json`` or a vocabulary of the model's own kind).
 
     Raises:
-        ValueError: when transformers finds no tokenizer there.
+        ValueError: when transformers finds no tokenizer there, or one that needs code of its own (which never runs).
     """
 
     def __init__(self, path: str | Path):
         from transformers import AutoTokenizer  # slow to import, and not needed for SentencePiece models
 
-        try:
-            self.model = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"no tokenizer can be read from {path}: {str(error).splitlines()[0]}") from error
-        self.bos_id = self.model.bos_token_id
-        self.eos_id = self.model.eos_token_id
-        candidates = [self.eos_id, self.model.pad_token_id, 0]
-        self.pad_id = next(i for i in candidates if i is not None)
-        self.vocab_size = len(self.model)
+        folder = Path(path)
+        for name in FILES:
+            check_file(folder / name)
+        declared = declared_tokens(folder)
+        with _told(folder, bool(read_side_file(folder / "tokenizer_config.json").get("auto_map"))):
+            self.model = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            vocabulary = self.model.get_vocab()
+            embedded = set(declared.embedded(vocabulary).values())
+            self._spare = set(vocabulary.values()) - embedded
+            self.vocab_size = 1 + max(embedded)
+            self.bos_id, self.eos_id = self.model.bos_token_id, self.model.eos_token_id
+            candidates = [self.eos_id, self.model.pad_token_id, 0]
+            self.pad_id = next(i for i in candidates if i is not None and i not in self._spare)
+            self.decode(self.encode("a b"))
 
     def encode(self, text: str) -> list[int]:
-        return list(self.model.encode(text, add_special_tokens=False))
+        ids = self.model.encode(text, add_special_tokens=False)
+        return [index for index in ids if index not in self._spare]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.model.decode(
             [int(i) for i in ids], skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
+
+
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "spiece.model", "config.json",
+)  # fmt: skip
+"""What transformers may open for a tokenizer."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -124,40 +135,25 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ValueError: when the path does not exist or holds no tokenizer.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"the tokenizer folder {path} does not exist")
-    if path.is_file() or (path / "tokenizer.model").is_file():
+    if not path.is_dir() or os.path.lexists(path / "tokenizer.model"):
         return SentencePieceTokenizer(path)
     return HfTokenizer(path)
 
 
-def _declared_tokens(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Added tokens (text -> id) and named ones ("bos_token" -> text) from a model folder's JSON files."""
-    added: dict[str, int] = {}
-    named: dict[str, str] = {}
-    config = _read_json(folder / "tokenizer_config.json")
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        added[_content(token)] = int(index)
-    for token, index in _read_json(folder / "added_tokens.json").items():
-        added[token] = int(index)
-    for source in (config, _read_json(folder / "special_tokens_map.json")):
-        for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            if source.get(role):
-                named[role] = _content(source[role])
-    return {t: i for t, i in added.items() if t}, named
-
-
-def _content(token: str | Mapping) -> str:
-    return token if isinstance(token, str) else str(token.get("content", ""))
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
+@contextmanager
+def _told(folder: Path, brings_code: bool) -> Iterator[None]:
+    """Whatever transformers and its libraries make of the files of others becomes one line that names them."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} must hold a JSON object")
-    return data
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of the tokenizers library are no Exceptions
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        if brings_code:
+            reason = (
+                "it needs code of its own (auto_map in tokenizer_config.json), which is never run; take a tokenizer "
+                "that transformers knows"
+            )
+        raise ValueError(f"no tokenizer can be read from {folder}: {reason}") from error

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
+from chatbridge.common.documents import MISSING, DocumentError, read_json
+from chatbridge.common.token_files import declared_tokens, read_sentencepiece
 from chatbridge.weights.files import WeightsError
 
 PADDING_MULTIPLE = 8
 """Tables of embeddings are padded to multiples of this or more; any other surplus is a token that is missing."""
 
+MOST_LAYERS = 1000
+"""Building a model takes milliseconds for each, before anything else can be found out."""
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """A folder's config.json.
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a folder, or one by its own name.
 
     Raises:
-        WeightsError: when there is none, or it cannot be read.
+        WeightsError: when there is none, it cannot be read, or it tells of more layers than any model has.
     """
-    file = Path(folder) / "config.json"
-    try:
-        if not file.is_file():
-            raise WeightsError(f"'{folder}' is not the folder of a language model: it has no config.json")
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise WeightsError(f"no permission to read '{file}'; allow it for this user (chmod, chown)") from None
-    except ValueError as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"'{file}' is not valid JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise WeightsError(f"'{file}' is not a JSON object")
+    file = Path(path) if os.path.isfile(path) else Path(path) / "config.json"
+    settings = read_object(file, f"'{path}' is not the folder of a language model: it has no config.json")
+    for name, value in settings.items():
+        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise WeightsError(f"{file}: {name} is {str(value)[:20]}, more than any model has ({MOST_LAYERS})")
     return settings
+
+
+def read_object(file: Path, missing: str = "") -> dict[str, Any]:
+    """What a JSON file holds, if that is an object.
+
+    Raises:
+        WeightsError: with the file and the reason, or `missing` where it is not there.
+    """
+    try:
+        plain = read_json(file)
+    except DocumentError as error:
+        raise WeightsError(missing if missing and error.reason == MISSING else str(error)) from None
+    if not isinstance(plain, dict):
+        raise WeightsError(f"{file}: is not a JSON object")
+    return plain
 
 
 def describe(settings: dict[str, Any]) -> str:
@@ -54,24 +64,14 @@ def tokenizer_size(folder: str | Path) -> int | None:
     """How many ids the folder's SentencePiece tokenizer has, added tokens included; None when it holds none."""
     folder = Path(folder)
     file = folder / "tokenizer.model" if folder.is_dir() else folder
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     try:
-        size = sentencepiece.SentencePieceProcessor(model_file=str(file)).vocab_size()
-    except (RuntimeError, OSError) as error:
-        raise WeightsError(f"'{file}' is not a SentencePiece model ({error}); fetch it again") from None
-    added = [size - 1]
-    for name, ids in (
-        ("added_tokens.json", lambda d: d.values()),
-        ("tokenizer_config.json", lambda d: (d.get("added_tokens_decoder") or {}).keys()),
-    ):
-        beside = file.parent / name
-        if beside.is_file():
-            try:
-                added += [int(index) for index in ids(json.loads(beside.read_text(encoding="utf-8")))]
-            except (ValueError, AttributeError, TypeError) as error:
-                raise WeightsError(f"'{beside}' cannot be read: {error}") from None
-    return max(added) + 1
+        size = read_sentencepiece(file).vocab_size()
+        declared = declared_tokens(file.parent)
+        return max([size - 1, *declared.embedded(declared.added).values()]) + 1
+    except DocumentError as error:
+        raise WeightsError(str(error)) from None
 
 
 def check_vocabulary(tokenizer: int, rows: int, tokenizer_path: str | Path, model_path: str | Path) -> None:
