@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import train
 from chatbridge.common.batch import IGNORE
@@ -123,10 +125,16 @@ def test_positions_samples_and_labels_of_packed_rows(tokenizer):
     assert moved.samples_BL.device.type == "meta"
 
 
-def test_flash_attention_is_refused_by_name():
+def test_an_attention_that_does_not_keep_samples_apart_is_refused_by_name(monkeypatch):
+    """As flash kernels do, this one knows of no mask, for which transformers then makes none."""
+
+    def causal(module, query, key, value, mask, **settings):
+        return sdpa_attention_forward(module, query, key, value, None, is_causal=True, scaling=settings["scaling"])
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "causal_only", causal)
     language = toy_model.llm()
-    language.model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(ValueError, match="packed batches need model.llm.attention: sdpa"):
+    language.model.set_attn_implementation("causal_only")
+    with pytest.raises(ValueError, match=r"\(llama, attention causal_only\): samples that share a row.*sdpa or eager"):
         language.block_mask(torch.zeros(1, 4, dtype=torch.long))
 
 

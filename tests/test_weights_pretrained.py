@@ -11,7 +11,7 @@ import torch
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.registry import MODELS
-from chatbridge.models import CausalLM, ChatBridge
+from chatbridge.models import CausalLM, CausalLMConfig, ChatBridge
 from chatbridge.weights import WeightsError
 from chatbridge.weights.__main__ import main
 from chatbridge.weights.pretrained import load_processors
@@ -169,3 +169,55 @@ class TestSaving:
                                                     num_attention_heads=2, intermediate_size=24))  # fmt: skip
         model(language=language).save_pretrained(tmp_path / "x", tokenizer=tiny.TOKENIZER)
         assert ChatBridge.from_pretrained(tmp_path / "x").llm.vocab_size == 40
+
+
+class TestWhereTextsEnd:
+    """Llama 3 lists its end tokens in generation_config.json alone."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tiny.write_llm(tmp_path / "llm")
+        (folder / "generation_config.json").unlink()
+        return folder
+
+    def load(self, folder):
+        return CausalLM(CausalLMConfig(path=str(folder)))
+
+    def test_they_go_round(self, folder, tmp_path):
+        settings = json.loads((folder / "config.json").read_text())
+        # Sampling settings where transformers does not want them, and such as it calls invalid (Vicuna 1.5).
+        (folder / "config.json").write_text(json.dumps(settings | {"temperature": 0.9, "max_length": 4096}))
+        told = {"eos_token_id": [2, 7], "temperature": 0.9, "top_p": 0.6, "max_length": 4096}
+        (folder / "generation_config.json").write_text(json.dumps(told))
+        language = self.load(folder)
+        assert language.eos_ids == [2, 7]
+        model(language=language).save_pretrained(tmp_path / "saved", tokenizer=folder)
+        again = ChatBridge.from_pretrained(tmp_path / "saved")
+        assert again.llm.eos_ids == [2, 7]
+        again.save_pretrained(tmp_path / "twice")
+        assert ChatBridge.from_pretrained(tmp_path / "twice").llm.eos_ids == [2, 7]
+
+    def test_without_one_it_is_the_configurations(self, folder):
+        (folder / "generation_config.json").write_text("{}")
+        assert self.load(folder).eos_ids == [2]
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{", "generation_config.json: is not valid JSON"),
+            ("[]", "generation_config.json: is not a JSON object"),
+            ('{"eos_token_id": "</s>"}', "generation_config.json: eos_token_id '</s>' is neither an id nor a list"),
+            ('{"eos_token_id": [2, true]}', "is neither an id nor a list of ids"),
+            ('{"eos_token_id": 2.5}', "is neither an id nor a list of ids"),
+        ],
+    )
+    def test_what_it_cannot_be(self, folder, text, said):
+        (folder / "generation_config.json").write_text(text)
+        with pytest.raises(WeightsError) as error:
+            self.load(folder)
+        assert said in str(error.value) and "\n" not in str(error.value)
+
+    def test_one_outside_the_table_is_told_and_ends_nothing(self, folder, caplog):
+        (folder / "generation_config.json").write_text('{"eos_token_id": [2, 600, -1]}')
+        assert self.load(folder).eos_ids == [2]
+        assert "eos_token_id [600, -1] is not among the model's 600 ids" in caplog.text

@@ -12,24 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DynamicCache,
-    GenerationConfig,
-    PretrainedConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, GenerationConfig, PretrainedConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.masking_utils import create_masks_for_generate
 
 from chatbridge.common.registry import LLMS
 from chatbridge.common.schema import key
-from chatbridge.weights import DTYPES, WeightsError, empty_weights, load_language_model, on_meta, open_weights
-from chatbridge.weights.files import shorten
-from chatbridge.weights.filling import check_finite
-from chatbridge.weights.language_model import read_config
-from chatbridge.weights.readers import plan_language_model
+from chatbridge.models.folder import build, end_tokens, load_folder, settings_of
+from chatbridge.models.trial import GENERATING, PACKING, READING, STREAMING, faults
+from chatbridge.weights import DTYPES
 
 Stop = Callable[[list[int]], bool]
 """Told a row's new ids so far, says whether that row is finished."""
@@ -60,24 +52,30 @@ class CausalLM(nn.Module):
     def __init__(self, config: CausalLMConfig, model: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.model = model if model is not None else _load(config)
+        if model is None:
+            model = load_folder(Path(config.path), DTYPES[config.dtype], config.attention, config.random_weights)
+        self.model = model
         self.width = self.model.get_input_embeddings().embedding_dim
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
-        self.eos_ids = _eos_ids(self.model)
+        self.eos_ids = end_tokens(config.path, self.model.config, self.vocab_size)
         # What a folder's generation_config.json says about sampling must not leak into evaluation.
         self.model.generation_config = GenerationConfig()
         self.model.requires_grad_(False)
+        self._tried: dict[str, str] = {}
         self.gradient_checkpointing = config.gradient_checkpointing
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
+        if self._in_place():
+            self.try_out(READING, GENERATING)
+            self.require(READING)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig | dict[str, Any], dtype: str = "float32") -> CausalLM:
         """Random weights, from a transformers configuration (or its dictionary with ``model_type``)."""
         if isinstance(config, dict):
-            config = AutoConfig.for_model(**config)
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+            config = settings_of(config, "a dictionary")
+        model = build(config, config.model_type, DTYPES[dtype])
         return cls(CausalLMConfig(path="", dtype=dtype), model)
 
     def portable_config(self, path: str) -> CausalLMConfig:
@@ -88,6 +86,10 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
 
     def train(self, mode: bool = True) -> CausalLM:
         """A frozen model has no training mode: its dropout, if any, must never act.
@@ -112,42 +114,77 @@ class CausalLM(nn.Module):
         ids = torch.arange(0, self.vocab_size, max(1, self.vocab_size // 2048), device=embedding.weight.device)
         return float(embedding(ids).float().norm(dim=-1).mean())
 
-    def block_mask(self, samples_BL: Tensor) -> Tensor:
-        """Attention mask [B, 1, L, L] that keeps packed samples apart: each position sees its own sample up to itself.
+    def block_mask(self, samples_BL: Tensor) -> Any:
+        """What `logits_at` takes as mask to keep packed samples apart: each position sees its own sample up to itself.
+
+        It is one mask [B, 1, L, L], or one for each kind of layer (full, with a window, chunked).
 
         Args:
             samples_BL: the number of the sample at each position, -1 at padding (which sees padding, lest a row of
                 the softmax be empty).
 
         Raises:
-            ValueError: for attention implementations that take no such mask.
+            ValueError: for a model, or an attention implementation, that cannot keep them apart.
         """
-        kind = self.model.config._attn_implementation
-        if kind not in ("sdpa", "eager"):
-            raise ValueError(f"packed batches need model.llm.attention: sdpa (or eager), not '{kind}'; or do not pack")
-        length = samples_BL.shape[1]
-        causal_LL = torch.ones(length, length, dtype=torch.bool, device=samples_BL.device).tril()
-        seen_BLL = (samples_BL[:, :, None] == samples_BL[:, None, :]) & causal_LL
-        if kind == "sdpa":
-            return seen_BLL[:, None]
-        # The plain implementation adds the mask to the scores.
-        zero = torch.zeros((), dtype=self.dtype, device=samples_BL.device)
-        return torch.where(seen_BLL[:, None], zero, torch.finfo(self.dtype).min)
+        self.require(PACKING)
+        index_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
+        begins_BL = F.pad(samples_BL[:, 1:] != samples_BL[:, :-1], (1, 0), value=True)
+        positions_BL = index_L - torch.where(begins_BL, index_L, 0).cummax(1).values
+        make = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)  # some have their own
+        return make(
+            config=self.model.config,
+            inputs_embeds=torch.empty(*samples_BL.shape, 0, dtype=self.dtype, device=samples_BL.device),
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions_BL,
+        )
 
-    def logits_at(self, embeds_BLD: Tensor, mask: Tensor, positions_BL: Tensor, keep_BL: Tensor) -> Tensor:
+    def logits_at(self, embeds_BLD: Tensor, mask: Any, positions_BL: Tensor, keep_BL: Tensor) -> Tensor:
         """Logits [K, V], fp32, at the K positions where `keep_BL` is true, in row-major order.
 
-        The head is the largest matrix of a small model and its output the largest tensor of any: it is computed at
-        these positions only. `mask` is [B, L], or what `block_mask` gives.
+        The head is the largest matrix of a small model and its output the largest tensor of any: hidden states are
+        cut down to these positions on their way into it, and what else the model does to logits (scales, caps) it
+        does to these alone.
+
+        Args:
+            mask: [B, L], or what `block_mask` gives.
+
+        Raises:
+            ValueError: for a model whose logits would be others than those of its plain forward pass.
         """
-        inputs = {"inputs_embeds": embeds_BLD, "attention_mask": mask, "position_ids": positions_BL}
-        if _head_is_plain(self.model.config):
-            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-            return self.model.get_output_embeddings()(hidden[keep_BL]).float()
-        # Some families scale or cap their logits: let the model do it, at every column that any row needs.
-        columns = keep_BL.any(0).nonzero().squeeze(1)
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=columns).logits
-        return logits[keep_BL[:, columns]].float()
+        self.require(READING)
+
+        def cut(_: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+            return given[0][keep_BL]
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(cut)
+        try:
+            inputs = {"inputs_embeds": embeds_BLD, "attention_mask": mask, "position_ids": positions_BL}
+            logits_KV = self.model(**inputs, use_cache=False).logits
+        finally:
+            hook.remove()
+        return logits_KV.float()
+
+    def try_out(self, *uses: str) -> None:
+        """Compare uses of the model (of `chatbridge.models.trial`) with its plain forward pass, each once."""
+        new = [use for use in uses if use not in self._tried]
+        self._tried |= dict.fromkeys(new, "")  # while they are being tried
+        self._tried |= faults(self, new) if new else {}
+
+    def _in_place(self) -> bool:
+        """Whether the model is where it will compute: else it is tried when it is there, and first used."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        huge = sum(tensor.numel() for tensor in tensors) > 10**9  # on its way through host memory, probably
+        return len({tensor.device for tensor in tensors}) == 1 and not (huge and tensors[0].device.type == "cpu")
+
+    def require(self, *uses: str) -> None:
+        """Raise ValueError, naming the model and what it gets wrong, unless it is fit for these uses."""
+        CausalLM.try_out(self, *uses)  # as it is written: sharded, `self.try_out` is more than that
+        for use in uses:
+            if self._tried[use]:
+                settings = self.model.config
+                kind = f"{settings.model_type}, attention {settings._attn_implementation}"
+                raise ValueError(f"language model '{self.config.path}' ({kind}): {self._tried[use]}")
 
     @torch.no_grad()
     def generate(
@@ -174,6 +211,7 @@ class CausalLM(nn.Module):
                 holds the whole prompt nevertheless.
             options: more of transformers' generation settings.
         """
+        self.require(READING, GENERATING)
         sampling = {"top_p": top_p, "temperature": temperature, "top_k": 0} if do_sample else {}
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -204,6 +242,7 @@ class CausalLM(nn.Module):
     @torch.no_grad()
     def step(self, cache: DynamicCache, ids_BL: Tensor | None = None, embeds_BLD: Tensor | None = None) -> Tensor:
         """Logits [B, V], fp32, of what follows the positions given, which follow those in `cache` and enter it."""
+        self.require(STREAMING)
         out = self.model(
             input_ids=ids_BL, inputs_embeds=embeds_BLD, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
@@ -245,71 +284,3 @@ class PerRowStop(StoppingCriteria):
                     self.done[i] = self.stop(row)
             finished = [self.done[i] for i in range(len(rows))]
         return torch.tensor(finished, dtype=torch.bool, device=input_ids.device)
-
-
-def _load(config: CausalLMConfig) -> nn.Module:
-    """The folder's model. On the meta device, or with `random_weights`, only its architecture."""
-    folder = Path(config.path)
-    read_config(folder)
-    kwargs = {"dtype": DTYPES[config.dtype], "attn_implementation": config.attention}
-    try:
-        settings = AutoConfig.from_pretrained(folder)
-        with empty_weights(not config.random_weights):
-            model = AutoModelForCausalLM.from_config(settings, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_cannot_load(folder, error)) from error
-    if config.random_weights or on_meta():
-        return model
-    model.tie_weights()  # building without memory takes shared tensors apart
-    source = open_weights(folder)
-    if settings.model_type in OWN_NAMES or plan_language_model(model, source, f"language model '{folder}'")[0].ok:
-        load_language_model(model, source)
-    else:
-        model = _load_renamed(folder, kwargs)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model
-
-
-OWN_NAMES = ("llama",)
-"""Families whose files name tensors as their modules do, so that a difference is an error of the files."""
-
-
-def _load_renamed(folder: Path, kwargs: dict[str, Any]) -> nn.Module:
-    """A family whose files transformers renames while it reads them; what it could not place is an error here too."""
-    try:
-        model, told = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(_cannot_load(folder, error)) from error
-    wrong = [f"{kind.replace('_keys', '')}: {shorten(map(str, told[kind]))}" for kind in FAULTS if told.get(kind)]
-    if wrong:
-        raise WeightsError(f"language model '{folder}' does not fit its config.json: {'; '.join(wrong)}")
-    for name, parameter in model.named_parameters():
-        check_finite(name, parameter.detach(), f"language model '{folder}'")
-    return model
-
-
-FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-
-
-def _cannot_load(folder: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    return f"cannot load a causal language model from '{folder}': {reason}"
-
-
-def _eos_ids(model: nn.Module) -> list[int]:
-    settings = getattr(model, "generation_config", None)
-    eos = getattr(settings, "eos_token_id", None)
-    if eos is None:
-        eos = getattr(model.config, "eos_token_id", None)
-    if eos is None:
-        return []
-    return list(eos) if isinstance(eos, (list, tuple)) else [int(eos)]
-
-
-def _head_is_plain(config: PretrainedConfig) -> bool:
-    """Whether logits are the head's output and nothing more (Gemma caps them, Cohere and Granite scale them)."""
-    scales = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")]
-    return all(scale in (None, 1, 1.0) for scale in scales)

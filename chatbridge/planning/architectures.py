@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from chatbridge.common.registry import nearest
+from chatbridge.models.folder import build, read_settings, settings_of
 from chatbridge.models.llm import CausalLM, CausalLMConfig
 from chatbridge.weights import DTYPES
 
@@ -71,13 +72,13 @@ def find_architecture(config: CausalLMConfig, named: str | None = None) -> Archi
     """
     folder = Path(config.path)
     if (folder / "config.json").is_file():
-        return Architecture(_read(folder), str(folder / "config.json"))
+        return Architecture(read_settings(folder), str(folder / "config.json"))
     if named is not None:
         if named in PUBLISHED:
             return _published(named)
         path = Path(named)
         if (path / "config.json").is_file() or path.is_file():
-            return Architecture(_read(path), str(path))
+            return Architecture(read_settings(path), str(path))
         hint = nearest(named, list(PUBLISHED))
         raise ValueError(f"--llm {named}: neither a published architecture nor a config.json; {hint}")
     if folder.name in PUBLISHED:
@@ -91,19 +92,9 @@ def find_architecture(config: CausalLMConfig, named: str | None = None) -> Archi
 def language_model_of(config: CausalLMConfig, architecture: Architecture, device: str = "meta") -> CausalLM:
     """The language model without its weights: on the meta device only shapes and types, elsewhere random numbers."""
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            architecture.config, dtype=DTYPES[config.dtype], attn_implementation=config.attention
-        )
+        model = build(architecture.config, architecture.source, DTYPES[config.dtype], config.attention)
         return CausalLM(config, model)
 
 
 def _published(name: str) -> Architecture:
-    return Architecture(AutoConfig.for_model(**PUBLISHED[name]), f"the published architecture {name}")
-
-
-def _read(path: Path) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: no language model's configuration can be read from it: {reason}") from error
+    return Architecture(settings_of(PUBLISHED[name], name), f"the published architecture {name}")

@@ -21,6 +21,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard,
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from chatbridge.models.llm import CausalLM
+from chatbridge.models.trial import PACKING, READING
 from chatbridge.runners.config import TrainingConfig
 
 logger = logging.getLogger("chatbridge")
@@ -52,6 +54,9 @@ class Strategy:
 
         Args:
             make: builds the model with its weights on the device it is given.
+
+        Raises:
+            ValueError: for a language model that cannot be read from as bridges need it.
         """
         if self.name == "ddp":
             model = make(self.device).to(self.device)
@@ -67,6 +72,9 @@ class Strategy:
                 if self.world > 1:
                     dist.barrier()
         model.every_branch = self.world > 1
+        if isinstance(getattr(model, "llm", None), CausalLM):
+            model.llm.try_out(READING, PACKING)  # before anything is compiled, or operations are counted
+            model.llm.require(READING)
         if self.config.compile is not None:
             compile_blocks(model, self.config.compile)
         return model
@@ -103,7 +111,7 @@ class Strategy:
             for table in filter(None, tables):
                 fully_shard(table, **settings)
         fully_shard(llm, ignored_params=ignored or None, **settings)
-        for method in ("embed", "logits_at", "generate"):
+        for method in ("embed", "logits_at", "generate", "try_out"):
             register_fsdp_forward_method(llm, method)
         left = [n for n, p in llm.named_parameters() if not isinstance(p, DTensor) and p not in ignored]
         if left:

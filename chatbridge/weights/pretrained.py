@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,11 +21,13 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
+from chatbridge.common.documents import DocumentError, open_regular
 from chatbridge.common.registry import MODELS, PROCESSORS
 from chatbridge.common.schema import Binder, ConfigError, key, to_plain
 from chatbridge.weights.coverage import Coverage
 from chatbridge.weights.files import WeightsError, open_weights
 from chatbridge.weights.filling import empty_weights, fill, filling_on
+from chatbridge.weights.language_model import read_object
 from chatbridge.weights.readers import Plan, plan_own
 
 CONFIG, FORMAT = "config.json", "chatbridge-pretrained-1"
@@ -73,7 +76,8 @@ def save_pretrained(
     (partial / "llm").mkdir(parents=True)
     _copy_tokenizer(Path(tokenizer or getattr(model.config.llm, "path", "") or ""), partial / "llm")
     language = model.llm.model
-    language.config.save_pretrained(partial / "llm")
+    # As it stands: its own `save_pretrained` refuses some that it reads (with sampling settings, as Llama 2 had).
+    language.config.to_json_file(partial / "llm" / CONFIG, use_diff=True)
     eos = model.llm.eos_ids
     if eos:
         settings = {"bos_token_id": language.config.bos_token_id, "eos_token_id": eos if len(eos) > 1 else eos[0]}
@@ -150,8 +154,9 @@ def is_pretrained(path: str | Path) -> bool:
     """Whether a folder was written by `save_pretrained`."""
     file = Path(path) / CONFIG
     try:
-        return file.is_file() and f'"{FORMAT}"' in file.read_text(encoding="utf-8")[:200]
-    except (OSError, UnicodeDecodeError):
+        with open_regular(file) as handle:
+            return f'"{FORMAT}"'.encode() in handle.read(200)
+    except (OSError, DocumentError):
         return False
 
 
@@ -172,7 +177,7 @@ def _read_section(folder: Path, name: str) -> Any:
         raise WeightsError(f"'{folder}' is no pretrained ChatBridge: {file} was not written by save_pretrained")
     binder = Binder(str(file), folder)
     section = {"model": ModelSection, "processors": ProcessorSection}[name]
-    settings = binder.dataclass(section, {name: _read_json(file).get(name, {})}, "")
+    settings = binder.dataclass(section, {name: read_object(file).get(name, {})}, "")
     problems = binder.problems + [f"{file}: {missing}" for missing in binder.missing]
     if problems or settings is None:
         raise ConfigError(problems)
@@ -204,13 +209,17 @@ def check_files(folder: Path) -> None:
     Raises:
         WeightsError: naming the file that is missing, cut or altered.
     """
-    for name, told in _read_json(folder / CONFIG).get("files", {}).items():
-        file = folder / name
-        if not file.is_file():
+    files = read_object(folder / CONFIG).get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(told, dict) for told in files.values()):
+        raise WeightsError(f"'{folder / CONFIG}' does not list its weight files; fetch it again")
+    for name, told in files.items():
+        file = folder / Path(name).name
+        if not os.path.isfile(file):
             raise WeightsError(f"pretrained model '{folder}' lacks {name}; fetch it too")
-        if file.stat().st_size != told["bytes"]:
-            raise WeightsError(f"'{file}' has {file.stat().st_size:,} bytes and not {told['bytes']:,}; fetch it again")
-        if sha256(file) != told["sha256"]:
+        size = os.path.getsize(file)
+        if size != told.get("bytes"):
+            raise WeightsError(f"'{file}' has {size:,} bytes and not {told.get('bytes')}; fetch it again")
+        if sha256(file) != told.get("sha256"):
             raise WeightsError(f"'{file}' was altered: its SHA-256 is not that of config.json; fetch it again")
 
 
@@ -258,11 +267,3 @@ def _each_once(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             seen.add(place)
             out[name] = tensor.contiguous()
     return out
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"'{file}' cannot be read: {error}") from None
-    return plain if isinstance(plain, dict) else {}
