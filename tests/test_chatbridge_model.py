@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -274,6 +274,7 @@ def test_encoders_from_outside():
         def forward(self, x):
             return self.linear(x)
 
+    @dataclass
     class ThermalConfig:
         pass
 
