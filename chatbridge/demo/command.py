@@ -16,6 +16,7 @@ from chatbridge.common.logging import setup_logging
 from chatbridge.demo.page import Words
 from chatbridge.demo.server import Serving, serve
 from chatbridge.inference import Engine, limits, load_for_chat
+from chatbridge.web import access
 
 logger = logging.getLogger("chatbridge")
 
@@ -29,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     over = threading.Event()
     try:
         bounds = limits.from_arguments(args)
-        serving = Serving(host=args.host, port=args.port, share=args.share, waiting=args.queue, parallel=args.parallel)
+        serving = Serving(
+            host=args.host, port=args.port, share=args.share, waiting=args.queue, parallel=args.parallel,
+            access=access.from_arguments(args),
+        )  # fmt: skip
         loaded, engines, names = load(args)
         words = describe(loaded, engines, names)
         with _signals(over), serve(engines, loaded, words, bounds, serving) as running:
@@ -112,6 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=usual.waiting, help="questions that may wait for their turn")
     parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers that are given at a time")
     limits.add_arguments(parser)
+    access.add_arguments(parser)
     return parser.parse_args(argv)
 
 

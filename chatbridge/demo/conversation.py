@@ -12,6 +12,7 @@ from typing import Any
 
 from chatbridge.demo.files import Store
 from chatbridge.demo.previews import Preview, preview
+from chatbridge.demo.room import NOBODY, Owner
 from chatbridge.inference import Answer, ChatSession, Engine, Exchange, GenerationSettings, Medium, Reply
 from chatbridge.processors.base import Blob, MediaError
 
@@ -49,7 +50,7 @@ class Conversation:
     """All that is kept for one visitor.
 
     Args:
-        engines: a model, or two to compare; store: where files go.
+        engines: a model, or two to compare; store: where files go. owner: whose it is.
 
     Attributes:
         used: when something was last asked of it (`time.monotonic`).
@@ -58,8 +59,8 @@ class Conversation:
         rested: whether the memory for a quick next turn was given back.
     """
 
-    def __init__(self, engines: Sequence[Engine], store: Store):
-        self.store = store
+    def __init__(self, engines: Sequence[Engine], store: Store, owner: Owner = NOBODY):
+        self.store, self.owner = store, owner
         self.sides = [Side(ChatSession(engine)) for engine in engines]
         self.folder = store.conversation_folder()
         self.used = time.monotonic()

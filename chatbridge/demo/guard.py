@@ -1,31 +1,32 @@
-"""What stands between the network and gradio: its own route for uploads, bounds on requests, headers."""
+"""What stands between the network and gradio: the routes that there are, who asks, bounds on requests, headers."""
 
 from __future__ import annotations
 
-import json
+import mimetypes
+import secrets
 import time
-from typing import Any
+from urllib.parse import parse_qs, urlencode
 
-from gradio.route_utils import MultiPartException, upload_fn
-from gradio.routes import file_upload_statuses
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+import gradio as gr
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatbridge.demo.files import Full, Store
+from chatbridge.demo.calls import NAME, Calls, Refused
+from chatbridge.demo.room import OWNER, Owner
+from chatbridge.demo.uploads import Uploads
 from chatbridge.demo.visitors import Visitors
+from chatbridge.web.bodies import Bodies, NoRoom, TooLarge
+from chatbridge.web.connections import network_of
 
 ARRIVED = "chatbridge.arrived"
 """Where a request's scope says when it came (`time.monotonic`)."""
 
-UPLOAD, HEARTBEAT = "/gradio_api/upload", "/gradio_api/heartbeat/"
-
 MOST_TEXT = 32 * 2**20
 """Bytes of a request that is no upload."""
 
-SLACK = 2**20
-"""Bytes around the files of an upload."""
+BODIES = 16
+"""Of these, so many fit into memory while they arrive."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -40,137 +41,185 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 
+COOKIE = "chatbridge-visitor"
+
+API = "/gradio_api/"
 PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 FILES = ("/assets/", "/static/")
-CALLS = ("app_id", "call", "cancel", "file=", "heartbeat", "info", "openapi.json", "queue", "reset", "run")
-CALLS += ("startup-events", "theme.css", "upload", "upload_progress", "user")
-"""Routes of gradio that a page or a client uses. There are others, which edit the program, fetch from elsewhere or
-start FFmpeg on whatever they are sent."""
+TOLD = ("app_id", "info", "openapi.json", "queue/status", "startup-events", "theme.css", "user")
+"""What of gradio's is told to everybody. There are other routes, which edit the program, fetch from elsewhere or start
+FFmpeg on whatever they are sent."""
 
 
 class Guard:
     """Wraps gradio's application (ASGI).
 
     Args:
-        app: what answers. visitors: are told when a page is opened or closed.
+        app: what answers. page: whose events are called. visitors: are told when a page is opened or closed.
+        waiting: questions that may wait; one visitor has half of these places.
+        prefix: the path that a proxy shows the page at, for the cookie.
     """
 
-    def __init__(self, app: ASGIApp, visitors: Visitors):
-        self.app, self.visitors = app, visitors
-        limits = visitors.store.limits
-        self.most_upload = limits.max_count * limits.max_bytes + SLACK
+    def __init__(self, app: ASGIApp, page: gr.Blocks, visitors: Visitors, waiting: int, prefix: str = ""):
+        self.app, self.page, self.visitors, self.prefix = app, page, visitors, prefix
+        self._share = -(-waiting // 2)
+        self._calls, self._uploads = Calls(page), Uploads(visitors)
+        self._bodies = Bodies(BODIES * MOST_TEXT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope[ARRIVED] = time.monotonic()
-        path = scope["path"]
-        refusal = self._refusal(scope, path)
-        if refusal is not None:
-            await refusal(scope, receive, _with_headers(send))
-            return
-        if path.startswith(HEARTBEAT):  # a request that lasts as long as the page
-            name = path.rsplit("/", 1)[-1]
-            self.visitors.arrive(name)
-            try:
-                await self.app(scope, receive, _with_headers(send))
-            finally:
-                self.visitors.leave(name)
-            return
-        if path == UPLOAD:
-            await self.app(scope, _bounded(receive, self.most_upload), _with_headers(send))
-            return
-        receive = _bounded(receive, MOST_TEXT)
-        if scope["method"] == "POST":
-            body = await _whole(receive)
-            if body is None or _names_address(body):
-                answer = too_large(MOST_TEXT) if body is None else PlainTextResponse("files are uploaded here", 400)
-                await answer(scope, receive, _with_headers(send))
-                return
-            receive = _again(body, receive)
-        await self.app(scope, receive, _with_headers(send))
+        cookie = _cookie(scope)
+        network = network_of(scope["client"][0]) if scope["client"] else ""
+        scope[ARRIVED], scope[OWNER] = time.monotonic(), Owner(network, cookie)
+        new_cookie = None if cookie or scope["path"] not in PAGE[:2] else self._new_cookie(scope)
+        send = _with_headers(send, new_cookie)
+        try:
+            await self._pass(scope, receive, send)
+        except Refused as error:
+            await JSONResponse({"detail": error.reason}, error.status)(scope, receive, send)
+        except TooLarge:
+            await _too_large(MOST_TEXT)(scope, receive, send)
+        except NoRoom:
+            answer = JSONResponse({"detail": "too much is being sent to this server; try again later"}, 503)
+            await answer(scope, receive, send)
+        except ClientDisconnect:
+            await Response(status_code=499)(scope, receive, send)  # nobody reads it
 
-    def _refusal(self, scope: Scope, path: str) -> Response | None:
-        if not _is_open(path):
-            return PlainTextResponse("not here", 404)
-        # Gradio would fetch addresses on behalf of whoever asks.
-        if path.startswith("/gradio_api/file=") and "://" in path:
-            return PlainTextResponse("only files of this page", 403)
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, query, scope["query_string"] = scope["path"], scope["query_string"], b""
+        if not path.startswith(API):
+            if path not in PAGE and not path.startswith(FILES):
+                raise Refused(404, "not here")
+            _only(scope, "GET", "HEAD")
+            await self.app(scope, receive, send)
+            return
+        name = path.removeprefix(API)
+        if name.startswith("file="):
+            _only(scope, "GET", "HEAD")
+            await self._file(name.removeprefix("file="))(scope, receive, send)
+            return
+        first, _, rest = name.partition("/")
+        if name in TOLD:
+            _only(scope, "GET")
+            await self.app(scope, receive, send)
+        elif first == "heartbeat":
+            _only(scope, "GET")
+            await self._heartbeat(rest, scope, receive, send)
+        elif scope["method"] == "GET":
+            self._stream(name, query, scope)
+            await self.app(scope, receive, send)
+        elif name == "upload":
+            _only(scope, "POST")
+            upload_id = _asked(query, "upload_id") if b"upload_id" in query else None
+            await (await self._uploads.take(scope, receive, upload_id))(scope, receive, send)
+        else:
+            _only(scope, "POST")
+            body = await self._call(name, scope, receive)
+            await self.app(scope, _again(body, receive), send)
+
+    def _file(self, path: str) -> Response:
+        """A file of the page's folder; types that a browser might take for a page are for saving only."""
+        file = self.visitors.store.find(path)
+        if file is None:
+            raise Refused(403, "only files of this page")
+        kind = mimetypes.guess_type(file.name)[0] or ""
+        shown = kind.startswith(("image/", "audio/", "video/")) and kind != "image/svg+xml"
+        return FileResponse(
+            file,
+            media_type=kind if shown else "application/octet-stream",
+            filename=file.name,
+            content_disposition_type="inline" if shown else "attachment",
+        )
+
+    async def _heartbeat(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request that lasts as long as the page."""
+        if not NAME.fullmatch(name):
+            raise Refused(404, "there is no such page")
+        self.visitors.arrive(name)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.visitors.leave(name)
+
+    def _stream(self, name: str, query: bytes, scope: Scope) -> None:
+        """See that what is asked to be told as it comes is there: gradio finds out when it has begun to answer."""
+        queue = self.page._queue
+        if name == "queue/data":
+            page = _asked(query, "session_hash")
+            if page not in queue.pending_messages_per_session:
+                raise Refused(404, "nothing was asked by this page")
+            scope["query_string"] = urlencode({"session_hash": page}).encode()
+        elif name == "upload_progress":
+            scope["query_string"] = urlencode({"upload_id": _asked(query, "upload_id")}).encode()
+        elif name.startswith("call/") and name.count("/") == 2:
+            event = name.rpartition("/")[2]
+            waiting = queue.event_ids_to_events
+            if event not in waiting and not any(event in ids for ids in queue.pending_event_ids_session.values()):
+                raise Refused(404, "there is no such event")
+        elif name in ("queue/join", "upload", "cancel", "reset") or name.startswith(("call/", "run/")):
+            raise Refused(405, "use POST")
+        else:
+            raise Refused(404, "not here")
+
+    async def _call(self, name: str, scope: Scope, receive: Receive) -> bytes:
+        """The body of a call, as the page would send it."""
+        first, _, event = name.partition("/")
+        if name not in ("queue/join", "cancel", "reset") and (
+            first not in ("call", "run") or not event or "/" in event
+        ):
+            raise Refused(404, "not here")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        most = self.most_upload if path == UPLOAD else MOST_TEXT
-        if length.isdigit() and int(length) > most:
-            return too_large(most)
-        return None
+        if length.isdigit() and int(length) > MOST_TEXT:
+            raise TooLarge
+        body = await self._bodies.read(receive, MOST_TEXT)
+        if name == "cancel":
+            return self._calls.other(body, ("session_hash", "event_id"))
+        if name == "reset":
+            return self._calls.other(body, ("event_id",))
+        clean, function = self._calls.event(body, None if first == "queue" else event, needs_page=first != "call")
+        line = self.page._queue.event_queue_per_concurrency_id.get(function.concurrency_id)
+        yours = sum(one.request.scope.get(OWNER) == scope[OWNER] for one in (line.queue if line else ()))
+        if yours >= self._share:
+            raise Refused(503, f"Queue is full: {yours} questions of yours are waiting")
+        return clean
+
+    def _new_cookie(self, scope: Scope) -> bytes:
+        secure = "; Secure" if scope["scheme"] == "https" else ""
+        value = f"{COOKIE}={secrets.token_hex(16)}; Path={self.prefix}/; HttpOnly; SameSite=Lax{secure}"
+        return value.encode()
 
 
-def _is_open(path: str) -> bool:
-    if not path.startswith("/gradio_api/"):
-        return path in PAGE or path.startswith(FILES)
-    name = path.removeprefix("/gradio_api/")
-    return name.startswith("file=") or name.split("/")[0] in CALLS
+def _only(scope: Scope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        raise Refused(405, f"use {' or '.join(methods)}")
 
 
-def too_large(most: int) -> Response:
-    return PlainTextResponse(f"This is more than the {most / 2**20:.0f} MiB that may be sent at once", 413)
+def _asked(query: bytes, name: str) -> str:
+    """A name in the query."""
+    found = parse_qs(query.decode("latin-1")).get(name, [""])[0]
+    if not NAME.fullmatch(found):
+        raise Refused(400, f"{name}: letters, digits, - and _ are expected, 64 at most")
+    return found
 
 
-def upload_route(store: Store) -> Route:
-    """Gradio's route for uploads, with a folder of a random name for each: gradio's own names folders by content, so
-    that whoever has a file can tell, and see, that somebody else has sent it."""
-
-    async def upload(request: Request) -> Response:
-        try:
-            folder = store.upload_folder()
-        except Full as error:
-            return PlainTextResponse(str(error), 503)
-        upload_id = request.query_params.get("upload_id")
-        progress = file_upload_statuses if upload_id else None
-        try:
-            files, _, _ = await upload_fn(
-                request, str(folder), store.limits.max_bytes, upload_id, force_move=True, upload_progress=progress
-            )
-        except MultiPartException as error:
-            store.remove(folder)
-            return PlainTextResponse(error.message, 413 if "maximum allowed size" in error.message else 400)
-        except BaseException:
-            store.remove(folder)
-            raise
-        return JSONResponse([str(file) for file in files])
-
-    return Route(UPLOAD, upload, methods=["POST"])
+def _cookie(scope: Scope) -> str:
+    """What tells this browser from others of its network; "" where it sends nothing of ours."""
+    for name, value in scope["headers"]:
+        for one in value.split(b";") if name == b"cookie" else ():
+            key, _, found = one.strip().decode("latin-1").partition("=")
+            if key == COOKIE and len(found) == 32 and NAME.fullmatch(found):
+                return found
+    return ""
 
 
-def _bounded(receive: Receive, most: int) -> Receive:
-    """The request's body, cut off where it is longer than allowed: a header need not tell the truth."""
-    seen = 0
-
-    async def next_part() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > most:
-                return {"type": "http.disconnect"}
-        return message
-
-    return next_part
-
-
-async def _whole(receive: Receive) -> bytes | None:
-    """The request's body; None where it is cut off."""
-    parts, more = [], True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+def _too_large(most: int) -> Response:
+    return JSONResponse({"detail": f"This is more than the {most / 2**20:.0f} MiB that may be sent at once"}, 413)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """As `receive` was before `body` was read from it."""
+    """As `receive` was before the body was read from it."""
     waiting = [body]
 
     async def next_part() -> Message:
@@ -179,27 +228,12 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return next_part
 
 
-def _names_address(body: bytes) -> bool:
-    """Whether a request names a file by an address: gradio would fetch it, on behalf of whoever asks."""
-    try:
-        waiting: list[Any] = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return False  # what cannot be read is not acted upon either
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if "://" in str(value.get("path", "")):
-                return True
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
+def _with_headers(send: Send, cookie: bytes | None) -> Send:
+    more = [*HEADERS, *([(b"set-cookie", cookie)] if cookie else [])]
 
-
-def _with_headers(send: Send) -> Send:
     async def send_with(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *HEADERS]
+            message["headers"] = [*message.get("headers", []), *more]
         await send(message)
 
     return send_with

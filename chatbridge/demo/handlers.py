@@ -15,11 +15,13 @@ from typing import Any
 import gradio as gr
 import torch
 
+from chatbridge.common.documents import DocumentError, parse_json, read_bytes
 from chatbridge.demo import markup, view
 from chatbridge.demo.controls import Control, read
 from chatbridge.demo.conversation import Conversation
 from chatbridge.demo.examples import Example
 from chatbridge.demo.guard import ARRIVED
+from chatbridge.demo.room import OWNER
 from chatbridge.demo.visitors import Visitors
 from chatbridge.inference import GenerationSettings, Medium
 
@@ -82,10 +84,9 @@ class Handlers:
         seed: float,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Ask about files that were uploaded: {"text": ..., "files": [...]}."""
+        """Ask about files that were uploaded: {"text": ..., "files": [{"path": ...}, ...]}."""
         chosen = (max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams, seed)
-        text, files = (said or {}).get("text") or "", (said or {}).get("files") or []
-        yield from self._ask(self._conversation(request), text, files, chosen, _arrived(request))
+        yield from self._ask(self._conversation(request), *_typed(said), chosen, _arrived(request))
 
     @_told
     def example(self, request: gr.Request, event: gr.SelectData, *chosen: float) -> Iterator[Update]:
@@ -101,14 +102,14 @@ class Handlers:
         self, conversation: Conversation, text: str, files: list[str], chosen: Sequence[float], since: float
     ) -> Iterator[Update]:
         if conversation.ended(since):  # while it waited for its turn
-            yield self.show(conversation, _box(text, files))
+            yield self.show(conversation, self.box(text, files))
             return
         media: list[Medium] = []
         kept, problems = list(files), []
         try:
             settings = read(self.sliders, chosen)
             for number, file in enumerate(files, 1):
-                status = f"Looking at {Path(file).name} ({number} of {len(files)}) …"
+                status = f"Looking at {Path(file).name[:100]} ({number} of {len(files)}) …"
                 yield self.show(conversation, _busy_box(), status)
                 try:
                     shown = conversation.attach(file, len(media))
@@ -123,7 +124,7 @@ class Handlers:
             yield self.show(conversation, _busy_box(), "Reading …")
             yield from self._answers(conversation, conversation.ask(text, media, settings, since))
         except ValueError as error:
-            yield self.show(conversation, _box(text, kept), self.words(error), wrong=True)
+            yield self.show(conversation, self.box(text, kept), self.words(error), wrong=True)
             return
         yield self._over(conversation, since)
 
@@ -177,7 +178,7 @@ class Handlers:
     def stop(self, request: gr.Request) -> str:
         """End the answer that is being given, or the question that waits for its turn."""
         try:
-            self.visitors.of(request.session_hash).stop()
+            self.visitors.of(request.session_hash, request.request.scope[OWNER]).stop()
         except ValueError as error:
             return view.status(self.words(error), wrong=True)
         return view.status("Stopping …")
@@ -195,7 +196,7 @@ class Handlers:
         """Forget the conversation."""
         conversation = self._conversation(request)
         conversation.clear()
-        yield self.show(conversation, _box())
+        yield self.show(conversation, self.box())
 
     def save(self, request: gr.Request) -> tuple[str | None, str]:
         """Write the conversation to a file, media included."""
@@ -217,24 +218,25 @@ class Handlers:
         return str(file), view.status("")
 
     @_told
-    def load(self, file: str | None, request: gr.Request) -> Iterator[Update]:
+    def load(self, file: dict[str, Any] | None, request: gr.Request) -> Iterator[Update]:
         """Go on with a conversation from such a file."""
         conversation = self._conversation(request)
-        path = self.visitors.store.take(file or "", conversation.folder)
+        path = self.visitors.store.take((file or {}).get("path", ""), conversation.folder)
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path.name} is no conversation: it cannot be read as JSON") from error
+            plain = parse_json(read_bytes(path, self.visitors.store.limits.max_bytes), path.name)
+        except DocumentError as error:
+            raise ValueError(f"{path.name} is no conversation: it cannot be read as JSON ({error.reason})") from None
         finally:
             self.visitors.store.remove(path.parent)
         conversation.load(plain)
         count = len(conversation.turns)
-        yield self.show(conversation, _box(), f"{count} turn{'s' * (count != 1)} loaded")
+        yield self.show(conversation, self.box(), f"{count} turn{'s' * (count != 1)} loaded")
 
-    def picture(self, said: dict[str, Any] | None, file: str | None) -> tuple[Any, None]:
+    def picture(self, said: dict[str, Any] | None, file: dict[str, Any] | None) -> tuple[Any, None]:
         """Put what the camera took into the text box."""
-        text, files = (said or {}).get("text") or "", (said or {}).get("files") or []
-        return gr.MultimodalTextbox(value={"text": text, "files": [*files, *([file] if file else [])]}), None
+        text, files = _typed(said)
+        taken = [file["path"]] if file else []
+        return gr.MultimodalTextbox(value={"text": text, "files": self.here([*files, *taken])}), None
 
     def leave(self, request: gr.Request) -> None:
         """Nothing: gradio's pages say that they are open only where something listens for their end (guard.py)."""
@@ -258,16 +260,29 @@ class Handlers:
             return (*nothing, _unchanged_box(), gr.skip(), view.status(words, wrong=True))
         return self.show(conversation, None if conversation.busy else _unchanged_box(), words, wrong=True)
 
+    def box(self, text: str = "", files: Sequence[str] = ()) -> Any:
+        """The text box with these in it."""
+        return gr.MultimodalTextbox(value={"text": text, "files": self.here(files)}, submit_btn=True, stop_btn=False)
+
+    def here(self, files: Sequence[str]) -> list[str]:
+        """Those files that lie in the page's folder. (Gradio would copy any other of this machine's to the page.)"""
+        return [file for file in files if self.visitors.store.find(file)]
+
     def words(self, error: Exception) -> str:
         """A message without the folders of this machine."""
         return view.without_folders(str(error), self.visitors.store.root)
 
     def _conversation(self, request: gr.Request) -> Conversation:
-        conversation = self.visitors.of(request.session_hash)
+        conversation = self.visitors.of(request.session_hash, request.request.scope[OWNER])
         if conversation.forgotten:
             conversation.forgotten = False
             raise ValueError(FORGOTTEN)
         return conversation
+
+
+def _typed(said: dict[str, Any] | None) -> tuple[str, list[str]]:
+    """Text and files of the text box, as calls.py lets them in."""
+    return ("", []) if said is None else (said["text"], [file["path"] for file in said["files"]])
 
 
 def _arrived(request: gr.Request) -> float:
@@ -276,10 +291,6 @@ def _arrived(request: gr.Request) -> float:
 
 def _busy_box() -> Any:
     return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-
-
-def _box(text: str = "", files: Sequence[str] = ()) -> Any:
-    return gr.MultimodalTextbox(value={"text": text, "files": list(files)}, submit_btn=True, stop_btn=False)
 
 
 def _unchanged_box() -> Any:

@@ -34,6 +34,23 @@ class Words:
     about: str
 
 
+class Blocks(gr.Blocks):
+    """Gradio's, but what comes in goes to events as calls.py has read it: gradio would look for files, and fail with
+    tracebacks."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *_: Any, **__: Any) -> list[Any]:
+        try:
+            return [_in_range(block, value) for block, value in zip(block_fn.inputs, inputs, strict=True)]
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+
+
+def _in_range(block: Any, value: Any) -> Any:
+    """A number rounded as its slider has it; gr.Error for one out of its range."""
+    return value if value is None or not isinstance(block, gr.Slider | gr.Number) else block.preprocess(value)
+
+
 class Page:
     """Builds the page.
 
@@ -48,7 +65,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """All components and events."""
-        with gr.Blocks(title=self.words.title, analytics_enabled=False, fill_width=True) as page:
+        with Blocks(title=self.words.title, analytics_enabled=False, fill_width=True) as page:
             gr.HTML(head(self.words.title, self.words.about), padding=False)
             with gr.Row(elem_classes="cb-page"):
                 with gr.Column(scale=3, min_width=300, elem_classes="cb-main"):

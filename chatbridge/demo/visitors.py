@@ -1,18 +1,20 @@
-"""Who is here: one conversation for every open page, found by the page's own random name."""
+"""Who is here: one conversation for every open page, found by the page's own random name; and what room each takes."""
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from chatbridge.demo.conversation import Conversation
-from chatbridge.demo.files import Store
+from chatbridge.demo.files import Full, Store, Upload
+from chatbridge.demo.room import NOBODY, Held, Owner, first_to_go
 from chatbridge.inference import Engine
 
 MOST = 256
-"""Conversations that are kept at a time; the one that was left alone longest makes room for the next."""
+"""Conversations that are kept at a time; for further ones, room is made as room.py says."""
 
 WARM = 4
 """Conversations whose keys and values are kept for a quick next turn (a gigabyte and more each, for large models)."""
@@ -56,7 +58,7 @@ class Visitors:
         with self._lock:
             return self._kept.get(name or "")
 
-    def of(self, name: str | None) -> Conversation:
+    def of(self, name: str | None, owner: Owner = NOBODY) -> Conversation:
         """The conversation of a page; a new one where there is none.
 
         Raises:
@@ -68,8 +70,8 @@ class Visitors:
             if self.closing:
                 raise ValueError("the server is being shut down")
             if name not in self._kept:
-                self._make_room()
-                self._kept[name] = Conversation(self.engines, self.store)
+                self._make_room_for_one(owner)
+                self._kept[name] = Conversation(self.engines, self.store, owner)
                 self._kept[name].forgotten = self._forgotten.pop(name, 0) is None
             self._kept.move_to_end(name)
             conversation = self._kept[name]
@@ -82,12 +84,56 @@ class Visitors:
         for conversation in list(self._kept.values())[:-WARM]:
             conversation.rest()
 
-    def _make_room(self) -> None:
-        idle = [name for name, conversation in self._kept.items() if not conversation.busy]
+    def _make_room_for_one(self, owner: Owner) -> None:
         while len(self._kept) >= MOST:
-            if not idle:
+            first = first_to_go([self._held(name, 1) for name in self._kept], owner, 1)
+            if first is None:
                 raise ValueError("too many people are here at the moment; try again in a few minutes")
-            self._forget(idle.pop(0))
+            first.drop()
+
+    def _held(self, name: str, size: int) -> Held:
+        """A conversation as something that takes room: those go first in which nothing was said, then those whose page
+        is closed, then those that were left alone for longest."""
+        conversation = self._kept[name]
+        rank = (1.0, bool(conversation.turns), name in self._open_pages, conversation.used)
+        drop = None if conversation.busy else functools.partial(self._forget, name)
+        return Held(conversation.owner, size, rank, drop)
+
+    def make_room(self, owner: Owner, size: int, upload: Upload | None = None) -> None:
+        """See that so many bytes may be written for somebody: who holds most makes room, with uploads that wait (or are
+        still coming) before conversations.
+
+        Args:
+            upload: what they are for, which may have to go itself.
+
+        Raises:
+            Full: when there is no room to be made.
+        """
+        with self._lock:
+            while upload is None or not upload.dropped:
+                try:
+                    return self.store.check_room(size)
+                except Full:
+                    first = first_to_go(self._holding(), owner, size)
+                    if first is None:
+                        raise
+                    first.drop()
+            raise Full("others needed the room of this upload; try again in a few minutes")
+
+    def _holding(self) -> list[Held]:
+        """Everything that takes room on the disk."""
+        folders = {conversation.folder: name for name, conversation in self._kept.items()}
+        held = []
+        for folder, size in self.store.usage().items():
+            upload = self.store.uploads.get(folder)
+            if upload is not None:
+                held.append(Held(upload.owner, size, (0.0, upload.touched), functools.partial(self.store.drop, upload)))
+            elif folder in folders:
+                held.append(self._held(folders[folder], size))
+            else:  # what gradio has copied, or a conversation that is just being loaded or put away
+                drop = None if self.store.is_conversation(folder) else functools.partial(self.store.remove, folder)
+                held.append(Held(NOBODY, size, (0.0, 0.0), drop))
+        return held
 
     def _forget(self, name: str) -> None:
         conversation = self._kept.pop(name)
