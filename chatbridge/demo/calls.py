@@ -45,22 +45,25 @@ class Calls:
         self._functions = {number: one for number, one in page.fns.items() if one.fn is not None}
         self._numbers = {one.api_name: number for number, one in self._functions.items()}
 
-    def event(self, body: bytes, name: str | None, needs_page: bool) -> tuple[bytes, BlockFunction]:
+    def event(self, body: bytes, way: str, name: str) -> tuple[bytes, BlockFunction]:
         """A call of an event, in gradio's form, and what is called.
 
         Args:
-            name: of the event; None where its number is in the body. needs_page: whether it has to say which page asks.
+            way: "queue" and "run" take the event's number from the body ("run" its name where there is none) and need
+                the name of the page; "call" takes the event's name. name: the event's.
 
         Raises:
             Refused: for anything that the page would not send.
         """
         plain = read(body)
-        number = plain.get("fn_index") if name is None else self._numbers.get(name)
+        number = None if way == "call" else plain.get("fn_index")
+        if number is None and way != "queue":
+            number = self._numbers.get(name)
         if type(number) is not int or number not in self._functions:
             raise Refused(404, "there is no such event")
         function = self._functions[number]
         page = plain.get("session_hash")
-        if page is not None or needs_page:
+        if page is not None or way != "call":
             _name(page, "session_hash")
         data = plain.get("data")
         if not isinstance(data, list) or len(data) != len(function.inputs):

@@ -178,7 +178,7 @@ class Guard:
             return self._calls.other(body, ("session_hash", "event_id"))
         if name == "reset":
             return self._calls.other(body, ("event_id",))
-        clean, function = self._calls.event(body, None if first == "queue" else event, needs_page=first != "call")
+        clean, function = self._calls.event(body, first, event)
         line = self.page._queue.event_queue_per_concurrency_id.get(function.concurrency_id)
         yours = sum(one.request.scope.get(OWNER) == scope[OWNER] for one in (line.queue if line else ()))
         if yours >= self._share:

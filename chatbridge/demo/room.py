@@ -51,13 +51,12 @@ def first_to_go(held: Sequence[Held], asker: Owner, size: int) -> Held | None:
         networks[one.owner.network] += one.size
         owners[one.owner] += one.size
 
-    def share(owner: Owner) -> tuple[int, int]:
-        return networks[owner.network], owners[owner]
-
     def may_go(one: Held) -> bool:
         if one.owner.network != asker.network:
             return networks[one.owner.network] >= networks[asker.network]
         return owners[one.owner] >= owners[asker]
 
-    loose = [one for one in held if one.drop is not None and may_go(one)]
-    return min(loose, key=lambda one: (*(-part for part in share(one.owner)), one.rank), default=None)
+    def order(one: Held) -> tuple:
+        return -networks[one.owner.network], -owners[one.owner], one.owner != asker, one.rank
+
+    return min((one for one in held if one.drop is not None and may_go(one)), key=order, default=None)
