@@ -4,8 +4,10 @@ cannot begin."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -120,6 +122,15 @@ def test_a_command_that_cannot_serve_says_why(tmp_path, capsys, monkeypatch):
     assert "take 1 up" in capsys.readouterr().err
     assert command.main(["--cfg-path", config, "--max-upload-mb", "0"]) == 1
     assert "max_bytes" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert command.main(["--cfg-path", config, "--gpu-id", "-1", "--port", port]) == 1
+    told = capsys.readouterr().err
+    assert re.search(rf"^error: 127.0.0.1:{port}: address already in use; .*--port.*\n$", told, re.M)
+    for wrong in (["--port", "70000"], ["--host", "192.0.2.1"], ["--root-path", "chat"], ["--allowed-host", "a:80"]):
+        assert command.main(["--cfg-path", config, "--gpu-id", "-1", *wrong]) == 1
+        told = capsys.readouterr().err
+        assert f"error: {wrong[0]} {wrong[1]}: " in told and "Traceback" not in told
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert command.main(["--cfg-path", config, "--gpu-id", "3"]) == 1

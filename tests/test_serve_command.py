@@ -166,6 +166,10 @@ def test_keys_names_and_a_quiet_log(start, monkeypatch):
         (["--parallel", "0"], "parallel is 0"),
         (["--max-media", "0"], "max_count is 0"),
         (["--checkpoint", "/none"], "none"),
+        (["--max-beams", "0"], "max_beams is 0"),
+        (["--allowed-host", "http://x.org"], "--allowed-host http://x.org: give a name"),
+        (["--root-path", "chat"], "--root-path chat: give a path"),
+        (["--trusted-proxy", "proxy"], "--trusted-proxy proxy: give an address"),
     ],
 )
 def test_problems_before_it_starts(config, capsys, arguments, message):
@@ -178,7 +182,20 @@ def test_a_port_that_is_taken(config, capfd):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert serve.main(["--cfg-path", str(config), "--device", "cpu", "--port", str(port)]) == 1
-    assert "address already in use" in capfd.readouterr().err
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told == [f"error: 127.0.0.1:{port}: address already in use; take another one with --port (0: any free one)"]
+
+
+def test_another_name_and_a_proxys_path(start):
+    process = start("--allowed-host", "chat.example.org", "--root-path", "/chat", "--model-name", "run", seconds=0)
+    for host, path, status in (
+        ("chat.example.org", "/chat/v1/models", 200),
+        ("localhost", "/v1/models", 200),
+        ("evil.example", "/health", 400),
+    ):
+        assert httpx.get(process.url + path, headers={"Host": host}, timeout=60).status_code == status
+    process.send(signal.SIGTERM)
+    assert process.status() == 0
 
 
 @pytest.mark.parametrize(
