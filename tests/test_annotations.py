@@ -241,10 +241,10 @@ def test_bad_files(tmp_path, content, reason):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.json: does not exist"):
         AnnotationFile(tmp_path / "none.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"binary\.json is not UTF-8"):
+    with pytest.raises(ValueError, match=r"binary\.json: is not UTF-8"):
         AnnotationFile(tmp_path / "binary.json")
 
 
@@ -252,7 +252,7 @@ def test_missing_and_binary_files(tmp_path):
     ("kind", "entry", "reason"),
     [
         ("ti-cap", {"image_id": "1"}, "lacks caption"),
-        ("ti-cap", {"image_id": "1", "caption": ["", " "]}, "any words in 'caption'"),
+        ("ti-cap", {"image_id": "1", "caption": ["", " "]}, r"lacks caption \(or desc\) with any words"),
         ("ti-cap", {"image_id": "1", "caption": {"a": 1}}, "'caption' must be text"),
         ("ti-cap", {"caption": "a"}, "names no image"),
         ("tva-cap", {"audio_id": "1", "caption": "a"}, "names no video"),

@@ -288,12 +288,12 @@ def test_a_cut_remote_shard_costs_what_its_index_says_is_missing(tmp_path):
     end = scan(tmp_path / "000.tar").starts[2] + 700
     cut = f"pipe:head -c {end} {tmp_path}/000.tar"
     (tmp_path / "urls.json").write_text(json.dumps({"shards": [{"file": cut, "samples": 10}]}))
-    dataset = shards(tmp_path, shards=str(tmp_path / "urls.json"), retries=1, shuffle=0, batch_size=1)
+    dataset = shards(tmp_path, shards=cut, index=str(tmp_path / "urls.json"), retries=1, shuffle=0, batch_size=1)
     read = take(stream([dataset], 20), 3)
     assert [i for batch in read for i in batch.ids] == [ids[0]] * 3
     entries = ledger_of(read)
     assert [entry.count for entry in entries] == [0, 9, 0, 9]
-    assert all("unexpected end of data" in entry.reason for entry in entries)
+    assert all("is cut off inside" in entry.reason for entry in entries)
 
 
 def test_a_remote_shard_that_ends_between_two_samples_is_noticed(tmp_path):
@@ -382,8 +382,10 @@ def test_an_error_in_a_worker_is_one_clear_line(tmp_path, capsys):
         ({"image_id": "a/../../b.jpg", "caption": "a"}, "is not a file name below"),
         ({"image_id": "C:\\b.jpg", "caption": "a"}, "is not a file name below"),
         ({"image_id": "a\0.jpg", "caption": "a"}, "is not a file name below"),
-        ({"image_id": "", "caption": "a"}, "is not a file name below"),
-        ({"image_id": {"a": 1}, "caption": "a"}, "names no image"),
+        ({"image_id": "", "caption": "a"}, "'image_id' names no file"),
+        ({"image_id": [], "caption": "a"}, "'image_id' names no file"),
+        ({"image_id": ["1.jpg", " "], "caption": "a"}, "'image_id' names no file"),
+        ({"image_id": {"a": 1}, "caption": "a"}, "'image_id' must be a file name, not dict"),
         ({"image_id": "1.jpg", "caption": {"text": "a"}}, "'caption' must be text, not dict"),
         ({"image_id": "1.jpg"}, "lacks caption"),
         (["1.jpg", "a"], "an entry must be a JSON object, not list"),

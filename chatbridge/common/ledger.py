@@ -77,7 +77,8 @@ class Ledger:
             counts[entry.dataset] += max(1, entry.count)
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as out:
+            # What is no text in a file's name is written as JSON escapes it.
+            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as out:
                 out.writelines(json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in entries)
         for dataset, own in bad.items():
             self._judge(dataset, own)

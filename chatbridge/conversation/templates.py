@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
+from chatbridge.common.documents import DocumentError, read_yaml
 
 QUESTION = "<QUESTION>"
 """Where a template takes the sample's question."""
@@ -68,13 +68,10 @@ class Templates:
 
 
 def _read(file: Path) -> dict:
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"the template file {file} cannot be read: {error}") from error
+    data = read_yaml(file)
     if not isinstance(data, dict):
-        raise ValueError(f"the template file {file} must be a mapping of task names to lists of templates")
-    return data
+        raise DocumentError(file, "a template file must be a mapping of task names to lists of templates")
+    return {str(task): lists for task, lists in data.items()}
 
 
 def _checked(file: str | Path, lists: Mapping[str, object], where: str = "") -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from chatbridge.common.batch import IGNORE
+from chatbridge.common.documents import repaired
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.segments import Media, Segment, Text
 
@@ -105,7 +106,8 @@ def tokenize(
 
 def _piece(sample_id: str, segment: Segment, tokenizer: Tokenizer, queries: Mapping[str, int]) -> _Piece:
     if isinstance(segment, Text):
-        return _Piece(tokenizer.encode(segment.text), segment.supervised)
+        # Here all text passes on its way to a tokenizer, and tokenizers refuse what is not Unicode.
+        return _Piece(tokenizer.encode(repaired(segment.text)), segment.supervised)
     if segment.modality not in queries:
         raise ValueError(
             f"sample '{sample_id}' shows '{segment.modality}', which this model has no bridge for; "

@@ -1,19 +1,22 @@
 """Annotation files: lists of JSON entries in the formats of the fact sheet (2.6), read lazily and checked at once.
 
 A list may be millions of entries long, and every data-loader worker has it. Therefore only the byte offsets of the
-entries are kept (8 bytes each); an entry is parsed when it is asked for, from the memory-mapped file.
+entries are kept (16 bytes each); an entry is parsed when it is asked for, from the memory-mapped file.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import DocumentError, open_regular, parse_json, repaired
+from chatbridge.common.json_lists import json_entries
 from chatbridge.datasets.kinds import CAPTION, CONVERSATION, FIRST_PAIR, OCR, TaskKind
 from chatbridge.processors.media import safe_name
 
@@ -22,10 +25,12 @@ _SHARED = ("video_id", "image_id")
 
 _ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
 
+_MISSPELT = {"captions": "caption", "questions": "question", "answers": "answer", "conversation": "conversations"}
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One annotation entry, typed.
+    """One annotation entry, typed. All its texts can be written as UTF-8 (see `repaired`); names of files are as given.
 
     Attributes:
         id: ``id``, else what names its file, else its place in the list.
@@ -38,6 +43,7 @@ class Record:
         turns: ("human" or "assistant", text) of ``conversations``.
         references: acceptable answers that the entry gives itself, for evaluation.
         group: a free label that evaluation reports by.
+        problems: key -> what is wrong with its value. An entry may have keys that nobody asks for.
     """
 
     id: str
@@ -50,10 +56,11 @@ class Record:
     turns: tuple[tuple[str, str], ...] = ()
     references: tuple[str, ...] = ()
     group: str = ""
+    problems: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, entry: Any, index: int = 0, compat: str = "default") -> Record:
-        """A record from a JSON entry.
+        """A record from a JSON entry. A value that is null, NaN, infinite, blank or an empty list is missing.
 
         Args:
             entry: the JSON object; index: its place in the list.
@@ -61,34 +68,48 @@ class Record:
                 list of answers to one question is one answer, the list as Python prints it.
 
         Raises:
-            ValueError: with what is wrong; where it stands is for the caller to say.
+            ValueError: no JSON object; where it stands is for the caller to say. What is wrong with the values of
+                keys is told by `check`, for the keys that are needed.
         """
         if not isinstance(entry, (dict, Mapping)):  # dict first: an abstract class is asked in Python
             raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")
-        files = {}
+        problems: dict[str, str] = {}
+
+        def read(what: str, reader: Callable, value: Any, *more: Any) -> Any:
+            try:
+                return () if value is None else reader(value, *more)
+            except ValueError as error:
+                problems[what] = str(error)
+                return ()
+
+        files, descriptions = {}, {}
         for name, value in entry.items():
-            if name.endswith("_id") and isinstance(value, (str, int, list)):
-                files[name[:-3]] = _strings(value, name)
+            if name.endswith("_id"):
+                if found := read(name, _files, value, name):
+                    files[name[:-3]] = found
+            elif name.endswith("_text") and not is_blank(value) and (text := read(name, _string, value, name)):
+                descriptions[name[:-5]] = text
         shared = next((files[k[:-3]] for k in _SHARED if k[:-3] in files), ())
-        named = [str(entry["id"])] if entry.get("id") is not None else []
+        named = [] if is_blank(entry.get("id")) else [entry["id"]]
         named += [value[0] for value in (shared, *files.values()) if value]
-        caption = entry["desc"] if entry.get("desc") is not None else entry.get("caption")
+        caption = entry.get("desc") if not is_blank(entry.get("desc")) else entry.get("caption")
         answer = entry.get("answer")
         if compat == "original":
-            caption = "[None]" if caption is None else caption
+            caption = "[None]" if _missing(caption) else caption
             if isinstance(answer, list) and not isinstance(entry.get("question"), list):
                 answer = str(answer)
         return cls(
-            id=named[0] if named else f"#{index}",
+            id=repaired(str(named[0])) if named else f"#{index}",
             files=files,
             shared=shared,
-            descriptions={n[:-5]: _string(v, n) for n, v in entry.items() if n.endswith("_text") and v is not None},
-            captions=_texts(caption, "caption"),
-            pairs=_pairs(entry.get("question"), answer),
-            ocr=_texts(entry.get("text"), "text"),
-            turns=_turns(entry.get("conversations")),
-            references=_texts(entry.get("references"), "references"),
-            group=_string(entry["group"], "group") if entry.get("group") is not None else "",
+            descriptions=descriptions,
+            captions=read("caption", _texts, caption, "caption"),
+            pairs=read("question", _pairs, entry.get("question"), answer),
+            ocr=read("text", _texts, entry.get("text"), "text"),
+            turns=read("conversations", _turns, entry.get("conversations")),
+            references=read("references", _texts, entry.get("references"), "references"),
+            group="" if is_blank(entry.get("group")) else read("group", _string, entry["group"], "group") or "",
+            problems=problems,
         )
 
     def files_of(self, modality: str) -> tuple[str, ...]:
@@ -101,30 +122,54 @@ class Record:
             return self.files[modality]
         if modality in self.descriptions:
             return ()
-        if not self.shared:
-            raise ValueError(f"names no {modality}: it has none of the keys {modality}_id, {', '.join(_SHARED)}")
-        return self.shared
+        own = f"{modality}_id"
+        if self.shared and own not in self.problems:
+            return self.shared
+        told = [self.problems[key] for key in (own, *_SHARED) if key in self.problems]
+        raise ValueError(
+            told[0] if told else f"names no {modality}: it has none of the keys {own}, {', '.join(_SHARED)}"
+        )
 
-    def check(self, kind: TaskKind, answered: bool = True) -> None:
-        """Raise ValueError when the record lacks what a task kind needs (`answered`: an answer to learn, too)."""
-        for modality in kind.modalities:
-            self.files_of(modality)
+    def faults(self, kind: TaskKind, answered: bool = True, files: bool = True) -> list[str]:
+        """What the record lacks that a task kind needs, in words.
+
+        Args:
+            answered: whether an answer to learn is needed, too. Without one, what is there is compared with.
+            files: whether it must name files, below the folder of its media.
+        """
+        found: list[str | None] = []
+        for modality in kind.modalities if files else ():
+            try:
+                for name in self.files_of(modality):
+                    safe_name(name)
+            except ValueError as error:
+                found.append(str(error))
+        found += [self.problems.get(f"{modality}_text") for modality in kind.modalities]
         if kind.kind == CAPTION:
-            _need(bool(self.captions) or not answered, "caption (or desc)")
+            found += self._lacking("caption", bool(self.captions) or not answered, "caption (or desc) with any words")
         elif kind.kind == OCR:
-            _need(bool(self.ocr) or not answered, "text")
+            found += self._lacking("text", bool(self.ocr) or not answered, "text with any words")
         elif kind.asks:
-            _need(bool(self.pairs), "question")
-            _need(all(answers for _, answers in self.pairs) or not answered, "answer")
+            complete = all(answers for _, answers in self.pairs) or not answered
+            found += self._lacking("question", bool(self.pairs), "question with any words")
+            found += self._lacking("", complete, "answer with any words")
         elif kind.kind in (*FIRST_PAIR, CONVERSATION):
-            _need(bool(self.turns), "conversations")
-            _need(len(self.turns) > 1 or not answered, "an answer in conversations")
+            complete = len(self.turns) != 1 or not answered
+            found += self._lacking("conversations", bool(self.turns), "conversations with at least one turn")
+            found += self._lacking("", complete, "an answer in conversations")
+        if not answered:
+            found += [self.problems.get("references"), self.problems.get("group")]
+        return [text for text in found if text]
 
-    def check_names(self, kind: TaskKind) -> None:
-        """Raise ValueError for a file name that leaves the folder of its media (absolute, with "..", with NUL)."""
-        for modality in kind.modalities:
-            for name in self.files_of(modality):
-                safe_name(name)
+    def _lacking(self, key: str, there: bool, what: str) -> list[str]:
+        if key in self.problems:
+            return [self.problems[key]]
+        return [] if there else [f"lacks {what}"]
+
+    def check(self, kind: TaskKind, answered: bool = True, files: bool = True) -> None:
+        """Raise ValueError for the `faults` of a record."""
+        if faults := self.faults(kind, answered, files):
+            raise ValueError("; ".join(faults))
 
 
 class AnnotationFile(Sequence):
@@ -133,9 +178,12 @@ class AnnotationFile(Sequence):
     Args:
         path: the file (``.json``, or ``.jsonl`` with one entry a line).
         kinds: what the entries must serve for; each entry is checked once, here.
-        invalid: "error" refuses a file with bad entries; "skip" leaves them out (see `skipped`).
+        invalid: "error" refuses a file with bad entries; "skip" leaves them out (see `bad`).
         answered: whether entries need answers (training) or may lack them (prediction).
         compat: as for `Record.parse`.
+
+    Attributes:
+        bad: (its number in the file, everything that is wrong with it) of each entry that was left out.
 
     Raises:
         ValueError: a file that is missing, not JSON, not a list, or empty; bad entries, with file, index and reason.
@@ -153,26 +201,31 @@ class AnnotationFile(Sequence):
             raise ValueError(f"invalid is 'error' or 'skip', not '{invalid}'")
         self.path = Path(path)
         self.kinds = tuple(kinds)
-        self.compat = compat
-        self.skipped: list[str] = []
-        self._starts, self._ends = array("q"), array("q")
+        self.answered, self.compat = answered, compat
+        self.bad: list[tuple[int, list[str]]] = []
+        self._starts, self._ends, self._left_out = array("q"), array("q"), array("q")
         self._map: mmap.mmap | None = None
-        for index, (entry, start, end) in enumerate(_scan(self.path)):
-            try:
-                record = Record.parse(entry, index, compat)
-                for kind in self.kinds:
-                    record.check(kind, answered)
-                    record.check_names(kind)
-            except ValueError as error:
-                self.skipped.append(f"{self.path}: entry {index}: {error}")
+        for index, (entry, start, end) in enumerate(self._entries()):
+            if faults := self._faults(entry, index):
+                self.bad.append((index, faults))
+                self._left_out.append(index - len(self._left_out))
                 continue
             self._starts.append(start)
             self._ends.append(end)
-        if self.skipped and invalid == "error":
-            more = f"\n... and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
+        if self.bad and invalid == "error":
+            more = f"\n... and {len(self.bad) - 5} more" if len(self.bad) > 5 else ""
             raise ValueError("\n".join(self.skipped[:5]) + more)
         if not self._starts:
-            raise ValueError(f"{self.path} holds no {'valid ' if self.skipped else ''}annotations")
+            raise ValueError(f"{self.path}: holds no {'valid ' if self.bad else ''}annotations")
+
+    @property
+    def skipped(self) -> list[str]:
+        """What was left out, a line each."""
+        return [f"{self.path}: entry {index}: {'; '.join(faults)}" for index, faults in self.bad]
+
+    def number(self, place: int) -> int:
+        """Which entry of the file stands at a place, those counted that were left out."""
+        return place + bisect_right(self._left_out, place)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -181,117 +234,117 @@ class AnnotationFile(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        if self._map is None:  # opened per process: a memory map does not survive pickling
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        raw = self._map[self._starts[place] : self._ends[place]]
+        number = self.number(place)
         try:
-            return Record.parse(json.loads(raw.decode()), place, self.compat)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: entry {place} changed while the run had it open: {error}") from error
+            if self._map is None:  # opened per process: a memory map does not survive pickling
+                with open_regular(self.path) as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            text = self._map[self._starts[place] : self._ends[place]].decode("utf-8", "surrogateescape")
+            return Record.parse(parse_json(text, f"entry {number}"), number, self.compat)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.path}: entry {number} changed while the run had it open: {error}") from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_map": None}
 
+    def _entries(self) -> Iterator[tuple[Any, int, int]]:
+        try:
+            with open_regular(self.path) as file:
+                yield from json_entries(file, self.path, self.path.suffix == ".jsonl")
+        except FileNotFoundError:
+            raise DocumentError(self.path, "does not exist") from None
+        except OSError as error:
+            raise DocumentError(self.path, f"cannot be read ({error.strerror or error})") from error
 
-def _scan(path: Path) -> Iterator[tuple[Any, int, int]]:
-    """Every entry of a file with the bytes it takes, one at a time."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ValueError(f"the annotation file {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if not text or text.isspace():
-        raise ValueError(f"{path} is empty; an annotation file is a JSON list of entries")
-    lines = path.suffix == ".jsonl"
-    decoder = json.JSONDecoder()
-    skip = " \t\r\n\ufeff"
-    position, in_bytes, counted = 0, 0, 0  # characters read; bytes up to character `counted`
-
-    def after_space(place: int) -> int:
-        while place < len(text) and text[place] in skip:
-            place += 1
-        return place
-
-    try:
-        position = after_space(0)
-        if not lines:
-            if text[position] != "[":
-                raise ValueError(f"{path} is not a JSON list: it starts with {text[position : position + 20]!r}")
-            position = after_space(position + 1)
-        while position < len(text) and (lines or text[position] != "]"):
-            entry, end = decoder.raw_decode(text, position)
-            start_byte = in_bytes + _size(text, counted, position)
-            in_bytes = start_byte + _size(text, position, end)
-            counted = end
-            yield entry, start_byte, in_bytes
-            position = after_space(end)
-            if not lines:
-                if text[position : position + 1] == ",":
-                    position = after_space(position + 1)
-                elif text[position : position + 1] != "]":
-                    raise json.JSONDecodeError("expected ',' or ']'", text, position)
-        if not lines and text[position : position + 1] != "]":
-            raise json.JSONDecodeError("the list is not closed", text, position)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    def _faults(self, entry: Any, index: int) -> list[str]:
+        try:
+            record = Record.parse(entry, index, self.compat)
+        except ValueError as error:
+            return [str(error)]
+        if len(self.kinds) == 1:
+            found = record.faults(self.kinds[0], self.answered)
+        else:
+            found = list(dict.fromkeys(fault for kind in self.kinds for fault in record.faults(kind, self.answered)))
+        return [fault + _hint(entry, fault) for fault in found]
 
 
-def _size(text: str, start: int, end: int) -> int:
-    piece = text[start:end]
-    return len(piece) if piece.isascii() else len(piece.encode("utf-8"))
+def is_blank(value: Any) -> bool:
+    """Whether a value of JSON says nothing: null, NaN, infinite, a blank text, or a list of nothing but these."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, list):
+        return all(map(is_blank, value))
+    return _missing(value)
 
 
-def _need(given: bool, what: str) -> None:
-    if not given:
-        raise ValueError(f"lacks {what}")
+def _missing(value: Any) -> bool:
+    """Null, and what stands for it in JSON that tables were written to: NaN, infinity."""
+    return value is None or isinstance(value, float) and not isfinite(value)
+
+
+def _hint(entry: Any, fault: str) -> str:
+    near = next((key for key, meant in _MISSPELT.items() if key in entry and f"lacks {meant}" in fault), None)
+    return f" (it has '{near}': did you mean '{_MISSPELT[near]}'?)" if near else ""
 
 
 def _string(value: Any, name: str) -> str:
     """A string; numbers and booleans are written out ("yes"/"no" are for the annotator to write)."""
-    if isinstance(value, (str, int, float)):
+    if isinstance(value, str):
+        return repaired(value)
+    if isinstance(value, (int, float)) and not _missing(value):
         return str(value)
-    raise ValueError(f"'{name}' must be text, not {type(value).__name__}")
+    raise ValueError(
+        f"'{name}' is missing" if _missing(value) else f"'{name}' must be text, not {type(value).__name__}"
+    )
 
 
-def _strings(value: Any, name: str) -> tuple[str, ...]:
+def _files(value: Any, name: str) -> tuple[str, ...]:
+    """Names of files, as they are given: those of a disk need not be text."""
+    if _missing(value):
+        return ()
+    if is_blank(value):
+        raise ValueError(f"'{name}' names no file")
     items = value if isinstance(value, list) else [value]
-    return tuple(_string(item, name) for item in items)
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (str, int)):
+            raise ValueError(f"'{name}' must be a file name, not {type(item).__name__}")
+        if isinstance(item, str) and is_blank(item):
+            raise ValueError(f"'{name}' names no file")
+    return tuple(map(str, items))
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
-    """Texts of a string or a list, blank ones left out; given but all blank is an error."""
-    if value is None:
-        return ()
-    texts = tuple(text for text in _strings(value, name) if text.strip())
-    _need(bool(texts), f"any words in '{name}'")
-    return texts
+    """The texts of a string or a list; what is blank or missing is left out."""
+    if isinstance(value, list):
+        return tuple(_string(item, name) for item in value if not is_blank(item))
+    return () if is_blank(value) else (_string(value, name),)
 
 
 def _pairs(question: Any, answer: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    if question is None:
+    if is_blank(question):
         return ()
     if not isinstance(question, list):
         return ((_string(question, "question"), _texts(answer, "answer")),)
-    answers = [None] * len(question) if answer is None else answer
+    answers = [None] * len(question) if is_blank(answer) and not isinstance(answer, list) else answer
     if not isinstance(answers, list) or len(answers) != len(question):
         count = len(answers) if isinstance(answers, list) else "one"
         raise ValueError(f"'question' lists {len(question)}, but 'answer' has {count}: they must be parallel")
+    if any(map(is_blank, question)):
+        place = next(number for number, text in enumerate(question) if is_blank(text))
+        raise ValueError(f"question[{place}] is missing")
     return tuple((_string(q, "question"), _texts(a, "answer")) for q, a in zip(question, answers, strict=True))
 
 
 def _turns(entries: Any) -> tuple[tuple[str, str], ...]:
-    if entries is None:
+    if is_blank(entries):
         return ()
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list):
         raise ValueError("'conversations' must be a list of at least one turn")
     turns = []
     for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or entry.get("from") not in _ROLES:
+        if not isinstance(entry, Mapping) or not isinstance(role := entry.get("from"), str) or role not in _ROLES:
             raise ValueError(f"conversations[{index}] needs 'from': human or gpt, and 'value'")
-        role = _ROLES[entry["from"]]
-        if role != ("human", "assistant")[index % 2]:
-            raise ValueError(f"conversations[{index}] is by {entry['from']}: turns must alternate, human first")
-        turns.append((role, _string(entry.get("value"), f"conversations[{index}].value")))
+        if _ROLES[role] != ("human", "assistant")[index % 2]:
+            raise ValueError(f"conversations[{index}] is by {role}: turns must alternate, human first")
+        turns.append((_ROLES[role], _string(entry.get("value"), f"conversations[{index}].value")))
     return tuple(turns)

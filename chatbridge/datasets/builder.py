@@ -29,6 +29,24 @@ MAX_TRIES = 10
 """Samples in a row that may be unusable before reading gives up."""
 
 
+class OneSample:
+    """Around everything that is done with one sample: whatever goes wrong in it is a ValueError, and costs the sample.
+
+    A decoder or tokenizer of anybody's raises anything. (An AssertionError is a mistake of ours, and ends the run.)
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (ValueError, AssertionError)):
+            told = " ".join(str(error).split())
+            raise ValueError(f"cannot be used ({kind.__name__}{': ' if told else ''}{told})") from error
+
+
+one_sample = OneSample()
+
+
 class Renderer(Protocol):
     """What a dataset asks of a task (see `chatbridge.tasks.base`)."""
 
@@ -61,6 +79,8 @@ class DatasetConfig:
     verdict_after: str | None = key(None, help="evaluation: answers reason first; only what follows this is compared")
 
     def __post_init__(self) -> None:
+        if not self.conditions:
+            raise ValueError("conditions is empty; name at least one, or leave the key out to ask under 'full'")
         if self.batch_tokens is not None and self.pack is not None and self.pack > self.batch_tokens:
             raise ValueError(f"pack ({self.pack}) is more than the whole batch may have (batch_tokens)")
 
@@ -72,6 +92,11 @@ class AnnotationsConfig(DatasetConfig):
     annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
     media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
     cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.annotations:
+            raise ValueError("annotations is empty; name at least one file")
 
 
 @dataclass
@@ -173,6 +198,10 @@ class TaskDataset:
         """The annotation at a place in the list. Raises MediaError where it cannot be read."""
         raise NotImplementedError
 
+    def where(self, index: int) -> tuple[str, int]:
+        """The file that a sample's annotation is in, and its number there: for reports."""
+        return self.name, index
+
     def example(self, index: int, epoch: int) -> tuple[Example, list[LedgerEntry]]:
         """A training example, or the one that takes its place, with the ledger entries of those that were unusable.
 
@@ -193,7 +222,8 @@ class TaskDataset:
             try:
                 if begun.error is not None:
                     raise begun.error
-                example = self._checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
+                with one_sample:
+                    example = self._checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
             except ValueError as error:
                 failures.append(describe(error, begun.identity))
                 begun = self._begun(rng.randrange(len(self)), rng)
@@ -204,9 +234,10 @@ class TaskDataset:
     def _begun(self, index: int, rng: random.Random) -> Begun:
         begun = Begun(f"#{index}", rng)
         try:
-            begun.record = self.record(index)
-            begun.identity = begun.record.id
-            begun.rendered, begun.tokens = self._written(begun.record, self._kind(rng), rng)
+            with one_sample:
+                begun.record = self.record(index)
+                begun.identity = begun.record.id
+                begun.rendered, begun.tokens = self._written(begun.record, self._kind(rng), rng)
         except ValueError as error:
             begun.error = error
         return begun
@@ -254,8 +285,9 @@ class TaskDataset:
         Raises:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
-        rendered, tokens = self._written(record, kind, rng, item)
-        return self._shown(record, rendered, tokens, rng, blank), rendered
+        with one_sample:
+            rendered, tokens = self._written(record, kind, rng, item)
+            return self._shown(record, rendered, tokens, rng, blank), rendered
 
     def _written(
         self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None = None
@@ -304,16 +336,24 @@ class AnnotatedDataset(TaskDataset):
         self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
         files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
         compat = parts.task.compat
-        self._lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
-        self.skipped = [line for records in self._lists for line in records.skipped]
+        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
+        self.skipped = [line for records in self.lists for line in records.skipped]
         # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
-        self._ends = list(accumulate(len(records) for records in self._lists))
+        self._ends = list(accumulate(len(records) for records in self.lists))
         self._length = min(self._ends[-1], config.limit or self._ends[-1])
 
     def __len__(self) -> int:
         return self._length
 
     def record(self, index: int) -> Record:
+        records, place = self._place(index)
+        return records[place]
+
+    def where(self, index: int) -> tuple[str, int]:
+        records, place = self._place(index)
+        return str(records.path), records.number(place)
+
+    def _place(self, index: int) -> tuple[AnnotationFile, int]:
         place = range(len(self))[index]
         number = bisect_right(self._ends, place)
-        return self._lists[number][place - (self._ends[number - 1] if number else 0)]
+        return self.lists[number], place - (self._ends[number - 1] if number else 0)

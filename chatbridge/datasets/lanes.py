@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.datasets.builder import MAX_TRIES, TaskDataset, describe
+from chatbridge.datasets.builder import MAX_TRIES, TaskDataset, describe, one_sample
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.orders import Blend, name_number
 from chatbridge.datasets.sharded import ShardDataset
@@ -125,9 +125,10 @@ class SequenceLane:
             rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}")
             identity = sample["__key__"]
             try:
-                record = dataset.parse(shard, sample)
-                identity = record.id
-                example = dataset.draw(record, rng)
+                with one_sample:
+                    record = dataset.parse(shard, sample)
+                    identity = record.id
+                    example = dataset.draw(record, rng)
             except ValueError as error:
                 entries.append(LedgerEntry(dataset.name, *describe(error, identity)))
                 tries += 1
@@ -264,6 +265,6 @@ class ListLane:
                 if number % self.parts == part:
                     yield unit, number, sample
         except ShardLost as lost:
-            known = end if end is not None else shard.samples or 0
-            count = sum(number % self.parts == part for number in range(lost.number, known))
+            known = max(lost.number, end if end is not None else shard.samples or 0)
+            count = len(range(lost.number + (part - lost.number) % self.parts, known, self.parts))
             self._note(shard, lost.number, lost.reason, max(1, count))

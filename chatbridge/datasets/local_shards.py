@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chatbridge.datasets.shards import BLOCK, Shard, Table, members, scan, split_name
+from chatbridge.datasets.shards import Shard, Table, local_path, scan
+from chatbridge.datasets.tars import BLOCK, LARGEST_MEMBER, LARGEST_TEXT, members, split_name
 from chatbridge.processors.base import MediaError
 
 TEXTS = ("json", "txt")
@@ -66,7 +67,7 @@ class LocalShards:
         """(key, by ending) what one sample of a shard has: the bytes of its `TEXTS`, the places of its media.
 
         Raises:
-            MediaError: a shard that is gone, cut off before this sample, or changed.
+            MediaError: a shard that is gone, cut off before this sample, or changed; a text of unlikely size.
         """
         shard = self.shards[number]
         descriptor, table = self._table(number)
@@ -81,7 +82,11 @@ class LocalShards:
                 if split is not None and key in (None, split[0]):
                     key, ending = split
                     start, size = member.start, member.size
+                    if ending in TEXTS and size > LARGEST_TEXT:
+                        raise MediaError(f"{shard.url}/{member.name}", f"has {size:,} bytes, too many for a text")
                     found[ending] = data[start : start + size] if ending in TEXTS else Extent(first + start, size)
+        except MediaError:
+            raise
         except (ValueError, OSError) as error:
             raise MediaError(shard.url, f"sample {sample} {error}; the file has changed or is damaged") from error
         if key is None:
@@ -89,8 +94,11 @@ class LocalShards:
         return key, found
 
     def bytes_at(self, number: int, extent: Extent) -> bytes:
-        """The bytes of a medium. Raises MediaError: a shard that is gone or was cut off meanwhile."""
+        """The bytes of a medium. Raises MediaError: one of unlikely size; a shard that is gone or was cut off."""
         descriptor, _ = self._table(number)
+        if extent.size > LARGEST_MEMBER:
+            reason = f"a member of {extent.size:,} bytes is not read; {LARGEST_MEMBER:,} is the limit"
+            raise MediaError(self.shards[number].url, reason)
         try:
             data = os.pread(descriptor, extent.size, extent.start)
         except OSError as error:
@@ -105,10 +113,11 @@ class LocalShards:
             return self._open[number]
         url = self.shards[number].url
         try:
-            table = scan(url)
-            descriptor = os.open(url, os.O_RDONLY)
-        except OSError as error:
-            raise MediaError(url, f"cannot be opened ({error.strerror or error})") from error
+            table = scan(local_path(url))
+            descriptor = os.open(local_path(url), os.O_RDONLY)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise MediaError(url, f"cannot be opened ({reason})") from error
         self._open[number] = (descriptor, table)
         if len(self._open) > OPEN_SHARDS:
             _, (old, _) = self._open.popitem(last=False)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -14,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from chatbridge.common.documents import irregular
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
 from chatbridge.datasets.annotations import Record
-from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
-from chatbridge.datasets.local_shards import Extent, LocalShards
+from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset, one_sample
+from chatbridge.datasets.local_shards import LocalShards
 from chatbridge.datasets.orders import Blend, BlendedOrder, ShardOrder
-from chatbridge.datasets.shards import Shard, find_shards, is_local, scan
-from chatbridge.processors.base import Blob, MediaError
-from chatbridge.processors.media import MediaLoader
+from chatbridge.datasets.shard_samples import Reference, ShardMedia, annotation, members_of
+from chatbridge.datasets.shards import Shard, find_shards, is_local, local_path, scan
+from chatbridge.datasets.tar_streams import PROBLEM
+from chatbridge.datasets.tars import BLOCK
+from chatbridge.processors.base import MediaError
 
 FIRST = 8
 """Samples that are looked at before training starts."""
@@ -55,6 +55,8 @@ class WebdatasetConfig(DatasetConfig):
         super().__post_init__()
         if self.shards is None and self.folder is None:
             raise ValueError("shards or folder is needed: where are the tars?")
+        if self.shards is not None and not self.shards:
+            raise ValueError("shards is empty; name at least one, or leave the key out to take those of folder")
 
     def lists(self) -> dict[str, float]:
         """Pattern -> share; patterns given as a list are one list."""
@@ -69,43 +71,6 @@ class WebdatasetConfig(DatasetConfig):
         if self.shards is None:
             return [["index.json" if (Path(self.folder) / "index.json").exists() else "*.tar"]]
         return [[self.shards] if isinstance(self.shards, str) else list(self.shards)]
-
-
-class Reference(str):
-    """The name of a shard's member, for messages, and where its bytes are.
-
-    Attributes:
-        place: (number of the shard, where in it), for shards that are read by number.
-        data: the bytes themselves, else.
-    """
-
-    place: tuple[int, Extent] | None = None
-    data: bytes | None = None
-
-    @classmethod
-    def of(cls, name: str, place: tuple[int, Extent] | None = None, data: bytes | None = None) -> Reference:
-        made = cls(name)
-        made.place, made.data = place, data
-        return made
-
-
-class ShardMedia(MediaLoader):
-    """Loads members of shards."""
-
-    def __init__(self, processors: Mapping[str, Any], shards: LocalShards):
-        super().__init__(processors, {})
-        self.shards = shards
-
-    def load(self, modality: str, name: str, rng: random.Random | None = None) -> Tensor:
-        data = name.data if name.place is None else self.shards.bytes_at(*name.place)
-        tensor = self._processor(modality).load(Blob(str(name), data), rng)
-        if tensor is None:  # only with compat: original
-            raise MediaError(name, f"is too short for a {modality} (compat: original refuses what default pads)")
-        return tensor
-
-    def find(self, modality: str, name: str) -> Path:
-        """What stands for the file in reports: the shard's path with the member's name."""
-        return Path(name)
 
 
 @DATASETS.register("webdataset", config=WebdatasetConfig)
@@ -150,9 +115,10 @@ class ShardDataset(TaskDataset):
         first = None
         for index in range(min(FIRST, len(self))):
             try:
-                self.record(index)
+                with one_sample:
+                    self.record(index)
                 return
-            except MediaError as error:
+            except ValueError as error:
                 first = first or error
         raise ValueError(f"dataset '{self.name}': not one of its first samples can be used: {first}") from first
 
@@ -216,12 +182,19 @@ class ShardDataset(TaskDataset):
         """
         if self.sequential:
             raise ValueError(f"dataset '{self.name}': shards read in sequence have no sample number {index}")
+        number, place = self._place(index)
+        name, found = self.media.shards.entry(number, place)
+        return self.parse(self.media.shards.shards[number], {"__key__": name, **found}, number)
+
+    def where(self, index: int) -> tuple[str, int]:
+        number, place = self._place(index)
+        return self.media.shards.shards[number].url, place
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(number of the shard, sample in it)."""
         index = range(len(self))[index]
         number = bisect_right(self._ends, index)
-        place = index - (self._ends[number - 1] if number else 0)
-        shard = self.media.shards.shards[number]
-        name, found = self.media.shards.entry(number, place)
-        return self.parse(shard, {"__key__": name, **found}, number)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     def parse(self, shard: Shard, members: Mapping[str, Any], number: int | None = None) -> Record:
         """A sample's record. `number` is the shard's, where `members` has the places of media; else it has the bytes.
@@ -229,87 +202,39 @@ class ShardDataset(TaskDataset):
         Raises:
             MediaError: a malformed entry, or a medium that is not there.
         """
-        name = members["__key__"]
-        where = f"{shard.url}/{name}"
-        try:
-            record = Record.parse({"id": name, **_entry(members)}, 0, self.parts.task.compat)
-            if not record.shared:
-                record = replace(record, shared=(name,))
-            for kind in self.kinds:
-                record.check(kind, not self.open)
-        except ValueError as error:
-            raise MediaError(f"{where}.json", str(error)) from error
+        where = f"{shard.url}/{members['__key__']}"
+        if PROBLEM in members:
+            raise MediaError(where, members[PROBLEM])
+        record = annotation(where, members, self.kinds, not self.open, self.parts.task.compat)
         for modality in {modality for kind in self.kinds for modality in kind.modalities}:
+            chosen = members_of(where, record, modality, members, tuple(self.processors[modality].extensions))
             # The record was made here, and so was its table of files.
-            record.files[modality] = self._references(where, record.files_of(modality), modality, members, number)
+            record.files[modality] = tuple(
+                Reference.of(f"{where}.{ending}", None, members[ending])
+                if number is None
+                else Reference.of(f"{where}.{ending}", (number, members[ending]))
+                for ending in chosen
+            )
         return record
-
-    def _references(
-        self, where: str, names: Sequence[str], modality: str, members: Mapping[str, Any], number: int | None
-    ) -> tuple[Reference, ...]:
-        """One member for each file that the record names: see `choose_members`."""
-        endings = tuple(self.processors[modality].extensions)
-        found = []
-        for name, chosen in zip(names, choose_members(names, members, endings), strict=True):
-            if chosen is None:
-                raise MediaError(where, f"has no {modality} for '{name}' (looked for {' '.join(endings)})")
-            place, data = (None, members[chosen]) if number is None else ((number, members[chosen]), None)
-            found.append(Reference.of(f"{where}.{chosen}", place, data))
-        return tuple(found)
-
-
-def choose_members(names: Sequence[str], members: Mapping[str, Any], endings: tuple[str, ...]) -> list[str | None]:
-    """The member of a sample that stands for each file that its entry names, by ending; None where there is none left.
-
-    That is the member of the very name (``0017.1.jpg``); for other names one with the same ending, else the next one
-    that has one of `endings`: in their order, then 2.jpg before 10.jpg.
-    """
-    free = [ending for ending in members if f".{ending}".endswith(endings) and ending[:2] != "__"]
-    if len(free) == len(names) == 1:
-        return free
-    ranks = {ending: next(i for i, wanted in enumerate(endings) if f".{ending}".endswith(wanted)) for ending in free}
-    free.sort(key=lambda ending: (ranks[ending], len(ending), ending))
-    stem = members["__key__"].rpartition("/")[2]
-    by_name = {f"{stem}.{ending}".lower(): ending for ending in free}
-    chosen = [by_name.pop(str(name).rpartition("/")[2].lower(), None) for name in names]
-    free = [ending for ending in free if ending not in chosen]
-    for number, name in enumerate(names):
-        if chosen[number] is None and free:
-            last = str(name).rpartition(".")[2].lower() if "." in str(name) else None
-            chosen[number] = next((ending for ending in free if last and ending.endswith(last)), free[0])
-            free.remove(chosen[number])
-    return chosen
-
-
-def _entry(members: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotation entry of a sample: its ``.json``, with its ``.txt`` as caption where that has none."""
-    entry: Any = {}
-    if "json" in members:
-        try:
-            entry = json.loads(members["json"])
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise ValueError(f"is not valid JSON: {error}") from error
-        if not isinstance(entry, dict):
-            raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")
-    elif "txt" not in members:
-        raise ValueError("is missing: a sample needs its annotation entry as .json, or a caption as .txt")
-    if "txt" in members and entry.get("caption") is None and entry.get("desc") is None:
-        entry = {**entry, "caption": members["txt"].decode("utf-8", "replace").strip()}
-    return {name: value for name, value in entry.items() if value is not None}
 
 
 def _look_at(shard: Shard, sequential: bool) -> tuple[Shard, str | None]:
     """A local shard with its size, and what is wrong with it."""
-    path = Path(shard.url.removeprefix("file:"))
+    path = Path(local_path(shard.url))
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        return replace(shard, samples=0), f"cannot be opened ({error.strerror or error})"
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        return replace(shard, samples=0), f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    if problem := irregular(found):
+        return replace(shard, samples=0), problem
+    size = found.st_size
+    plain = path.suffix == ".tar"
     if shard.samples is not None:
-        changed = shard.size is not None and shard.size != size
+        changed = shard.size is not None and shard.size != size or plain and shard.samples * BLOCK > size
         if not changed or sequential:
-            return shard, f"has {size} bytes, its index says {shard.size}" if changed else None
-    elif sequential or path.suffix != ".tar":
+            told = f"{shard.size} and {shard.samples} samples"
+            return shard, f"has {size} bytes, its index says {told}" if changed else None
+    elif sequential or not plain:
         return shard, "is empty (0 bytes)" if size == 0 else None
     table = scan(path)
     problem = table.problem

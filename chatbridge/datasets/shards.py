@@ -1,22 +1,26 @@
-"""Tar shards of the webdataset layout: lists of them, their indexes, and what is where in them.
-
-A sample is the run of members that share a name up to its first dot: ``0017.jpg``, ``0017.json``.
-Sources: POSIX.1-2001 (ustar and pax headers), the webdataset naming convention.
-"""
+"""Tar shards of the webdataset layout: lists of them, their indexes, and where samples begin in them."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
-from urllib.parse import urlparse
+from typing import Any
 
-BLOCK = 512
+from chatbridge.common.documents import DocumentError, open_regular, read_json
+from chatbridge.datasets.tars import CutOff, members, split_name
+
+LINKED_FOLDER = "shards"
+"""The one link that an index may follow out of its folder: `dataset_prep` makes it to tars that stay where they are."""
+
+MOST_SAMPLES = 2**40
+"""That an index may give a shard."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,20 @@ class Shard:
         return self.url if self.url.startswith("pipe:") else self.url.rsplit("/", 1)[-1]
 
 
+def scheme_of(url: str) -> str:
+    """What stands before the colon of a URL ("pipe" of a command), "" for a path."""
+    found = _SCHEME.match(url)
+    return found[1].lower() if found else ""
+
+
 def is_local(url: str) -> bool:
     """Whether a shard is a plain file here."""
-    return urlparse(url).scheme in ("", "file")
+    return scheme_of(url) in ("", "file")
+
+
+def local_path(url: str) -> str:
+    """The path of a shard that `is_local`."""
+    return url[len("file:") :] if scheme_of(url) == "file" else url
 
 
 def find_shards(patterns: Sequence[str], folder: Path | None, index: Path | None = None) -> list[Shard]:
@@ -54,22 +69,22 @@ def find_shards(patterns: Sequence[str], folder: Path | None, index: Path | None
     from braceexpand import braceexpand
     from webdataset.gopen import gopen_schemes
 
-    known = {shard.name: shard for shard in read_index(index)} if index is not None else {}
+    # Only the sizes are taken from it: what is opened, the patterns name.
+    known = {shard.name: shard for shard in _listed(index)} if index is not None else {}
     shards: list[Shard] = []
     for pattern in patterns:
         if is_local(pattern) and pattern.endswith(".json"):
             shards += read_index((folder or Path()) / pattern)
             continue
         for url in braceexpand(pattern):
-            scheme = urlparse(url).scheme
+            scheme = scheme_of(url)
             if scheme not in ("", "file") and scheme not in gopen_schemes:
                 raise ValueError(
                     f"shards: there is no way to open '{url}'; there is for paths and "
                     f"{', '.join(sorted(name for name in gopen_schemes if name[0] != '_'))}; of other stores, write "
                     f"the command that prints a shard: 'pipe:... {url}'"
                 )
-            found = [url] if scheme else _local(url.removeprefix("file:"), folder)
-            for place in found:
+            for place in [url] if scheme else _local(url, folder):
                 shard = Shard(place)
                 listed = known.get(shard.name, shard)
                 shards.append(Shard(place, listed.samples, listed.size))
@@ -81,137 +96,72 @@ def find_shards(patterns: Sequence[str], folder: Path | None, index: Path | None
 
 def _local(pattern: str, folder: Path | None) -> list[str]:
     path = Path(pattern) if folder is None else folder / pattern
-    if not any(sign in pattern for sign in "*?["):
-        return [str(path)]
-    found = sorted(str(p) for p in path.parent.glob(path.name))
+    found = [path] if not any(sign in pattern for sign in "*?[") else sorted(path.parent.glob(path.name))
     if not found:
         raise ValueError(f"shards: no file is called '{path}'")
-    return found
+    # What a file is called is data, too: "pipe:... .tar" stays a file.
+    return [f"./{place}" if scheme_of(str(place)) else str(place) for place in found]
 
 
 def read_index(path: Path) -> list[Shard]:
-    """The shards of an index file, ``{"shards": [{"file", "samples", "bytes"}]}``, files relative to its folder.
+    """The shards of an index file, ``{"shards": [{"file", "samples", "bytes"}]}``, files below its own folder.
 
-    webdataset's own form, ``{"shardlist": [{"url", "nsamples"}]}``, is read, too.
+    webdataset's own form, ``{"shardlist": [{"url", "nsamples"}]}``, is read, too. An index is data: commands, URLs and
+    files elsewhere are for a configuration to name.
 
     Raises:
-        ValueError: a file that is not such an index.
+        ValueError: a file that is not such an index, or that names anything but files below its folder.
     """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        listed = tree["shards"] if "shards" in tree else tree["shardlist"]
-        shards = []
-        for line in listed:
-            url = line["file"] if "file" in line else line["url"]
-            samples = line.get("samples", line.get("nsamples"))
-            size = line.get("bytes", line.get("filesize"))
-            url = str(path.parent / url) if is_local(url) else url
-            shards.append(Shard(url, None if samples is None else int(samples), None if size is None else int(size)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: is not an index of shards ({type(error).__name__}: {error})") from error
-    if not shards:
-        raise ValueError(f"{path}: lists no shards")
+    shards = []
+    for shard in _listed(path):
+        problem = _outside(path.parent, shard.url)
+        if problem:
+            raise DocumentError(
+                path, f"names {shard.url!r}, which {problem}; an index names files below its own folder, others are "
+                f"named in the YAML, under shards"
+            )  # fmt: skip
+        shards.append(Shard(str(path.parent / shard.url), shard.samples, shard.size))
     return shards
 
 
-class Member(NamedTuple):
-    """A regular file in a tar: its name, where its header starts, where its bytes start, and how many they are."""
-
-    name: str
-    header: int
-    start: int
-    size: int
-
-
-class Bytes(Protocol):
-    """What gives bytes by slices: bytes, a memory-mapped file, or something that reads them when it is asked."""
-
-    def __getitem__(self, part: slice) -> bytes: ...
-
-
-class CutOff(ValueError):
-    """A tar that is shorter than it should be.
-
-    Attributes:
-        name: of the member that it ends in; None where it ends between members.
-    """
-
-    def __init__(self, reason: str, name: str | None):
-        super().__init__(reason)
-        self.name = name
-
-
-def members(data: Bytes, end: int, part: bool = False) -> Iterator[Member]:
-    """The regular files of a tar, up to `end`; a `part` of a tar has no end mark.
-
-    Raises:
-        ValueError: at the place where the tar is cut off or damaged.
-    """
-    at, name, size, header = 0, None, None, 0
-    while at + BLOCK <= end:
-        block = data[at : at + BLOCK]
-        if block[0] == 0 and not block.strip(b"\0"):
-            return
-        kind = block[156:157]
-        length = _number(block[124:136], at)
-        start = at + BLOCK
-        after = start + (length + BLOCK - 1) // BLOCK * BLOCK
-        if after > end:
-            raise CutOff(
-                f"is cut off: a member at byte {at} needs {after} bytes, {end} are there", name or _name(block)
-            )
-        if name is None and size is None:
-            header = at
-        if kind == b"x":
-            name, size = _pax(data[start : start + length], name, size)
-        elif kind == b"L":
-            name = data[start : start + length].rstrip(b"\0").decode("utf-8", "replace")
-        elif kind not in (b"g", b"K"):
-            if size is not None and size != length:  # sizes from 8 GiB up stand in the extended header
-                length, after = size, start + (size + BLOCK - 1) // BLOCK * BLOCK
-            if kind in (b"0", b"\0", b"7"):
-                yield Member(name or _name(block), header, start, length)
-            name = size = None
-        at = after
-    if not part:
-        raise CutOff(f"is cut off: it has no end mark (after {at} bytes)", None)
-
-
-def _number(field: bytes, at: int) -> int:
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
+def _outside(folder: Path, name: str) -> str | None:
+    """Why a name in an index is not that of a file below its folder, in words; None where it is."""
+    if scheme_of(name):
+        return "is a command, a URL or a drive"
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        os.fsencode(name)
     except ValueError:
-        raise ValueError(f"is damaged: no member header at byte {at}") from None
+        return "is not a path below it"
+    if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+        return "is not a path below it"
+    first, _, below = name.partition("/")
+    root = folder / LINKED_FOLDER if first == LINKED_FOLDER and below else folder
+    if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(root)):
+        return "is a link that leads out of it"
+    return None
 
 
-def _name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
+def _listed(path: Path) -> Iterator[Shard]:
+    """What an index lists, by the names that stand in it. Raises ValueError."""
+    tree = read_json(path)
+    lists = [tree[name] for name in ("shards", "shardlist") if name in tree] if isinstance(tree, Mapping) else []
+    if not lists or not isinstance(lists[0], list):
+        raise DocumentError(path, "is not an index of shards: it has no list 'shards' (or 'shardlist')")
+    if not lists[0]:
+        raise DocumentError(path, "lists no shards")
+    for number, line in enumerate(lists[0]):
+        line = line if isinstance(line, Mapping) else {}
+        url = line.get("file", line.get("url"))
+        if not isinstance(url, str):
+            raise DocumentError(path, f"is not an index of shards: shard {number} has no 'file' (or 'url')")
+        samples, size = line.get("samples", line.get("nsamples")), line.get("bytes", line.get("filesize"))
+        yield Shard(url, _count(path, url, "samples", samples), _count(path, url, "bytes", size))
 
 
-def _pax(records: bytes, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    at = 0
-    while at < len(records) and records[at : at + 1] != b"\0":
-        length = int(records[at : records.index(b" ", at)])
-        key, _, value = records[records.index(b" ", at) + 1 : at + length - 1].partition(b"=")
-        if key == b"path":
-            name = value.decode("utf-8", "replace")
-        elif key == b"size":
-            size = int(value)
-        at += length
-    return name, size
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """(key, ending) of a member by webdataset's rule, or None for one that belongs to no sample."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, ending = base.partition(".")
-    if not dot or not stem or (stem.startswith("__") and stem.endswith("__")):
-        return None
-    return folder + slash + stem, ending.lower()
+def _count(path: Path, url: str, what: str, value: Any) -> int | None:
+    if value is None or isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_SAMPLES:
+        return value
+    raise DocumentError(path, f"is not an index of shards: the {what} of '{url}' are no number that can be")
 
 
 @dataclass
@@ -234,10 +184,10 @@ def scan(path: str | Path) -> Table:
     """The table of a local tar, from its headers alone; a cut one gives its whole samples and the problem.
 
     Raises:
-        OSError: a file that cannot be opened.
+        OSError: a file that cannot be opened. ValueError: a pipe or a device.
     """
     starts, problem, key, end = array("q"), None, None, 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             return Table(array("q", [0]), "is empty (0 bytes)")
@@ -248,7 +198,7 @@ def scan(path: str | Path) -> Table:
                     if split is not None and split[0] != key:
                         key = split[0]
                         starts.append(member.header)
-                    end = member.start + (member.size + BLOCK - 1) // BLOCK * BLOCK
+                    end = member.end
             except ValueError as error:
                 problem = str(error)
                 cut = split_name(error.name) if isinstance(error, CutOff) and error.name else None

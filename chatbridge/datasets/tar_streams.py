@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import http.client
 import lzma
-import re
 import subprocess
-import tarfile
 import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-from urllib.parse import urlparse
+from typing import Any, NamedTuple, Protocol
 
-from chatbridge.datasets.shards import BLOCK, Shard, is_local, split_name
+from chatbridge.common.documents import open_regular
+from chatbridge.datasets.local_shards import TEXTS
+from chatbridge.datasets.shards import Shard, is_local, local_path, scheme_of
+from chatbridge.datasets.tars import COMPRESSED, LARGEST_MEMBER, LARGEST_TEXT, CutOff, members, split_name
 
 READ_ERRORS = (
-    OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, subprocess.SubprocessError,
+    OSError, EOFError, ValueError, MemoryError, zlib.error, lzma.LZMAError, subprocess.SubprocessError,
     http.client.HTTPException,
 )  # fmt: skip
-"""What a shard that is gone, cut off or served badly raises on the way through its decoders."""
+"""What a shard that is gone, cut off, damaged or served badly raises on the way through its decoders."""
 
 HTTP_SECONDS = 60.0
 """How long a server that sends nothing is waited for."""
 
-_META = re.compile(r"__[^/]*__($|/)")
-"""Members that are about the shard, by webdataset's rule."""
+SWELLING, FREELY = 200, 1 << 28
+"""What a compressed shard may unpack to: so many times its own size, which is asked from so many bytes on."""
 
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+PROBLEM = "__problem__"
+"""In a sample: why it cannot be used, where that is known before its annotation is read."""
 
-
-class CutTar(OSError):
-    """A tar that ends before its end mark."""
+_PIECE = 1 << 20
 
 
 class ShardLost(Exception):
@@ -48,42 +49,80 @@ class ShardLost(Exception):
         self.number, self.reason = number, reason
 
 
-class _Watched:
-    """A stream that remembers how it began and ended."""
+class _Stream(Protocol):
+    def read(self, size: int) -> bytes: ...
 
-    def __init__(self, stream: Any):
-        self.stream = stream
-        self.first = self.last = b""
+
+class _Counted:
+    """A stream of which the first bytes were read already; `count` is how much was taken from it."""
+
+    def __init__(self, stream: _Stream, first: bytes):
+        self.stream, self._first, self.count = stream, first, 0
+
+    def read(self, size: int) -> bytes:
+        data, self._first = (self._first[:size], self._first[size:]) if self._first else (self.stream.read(size), b"")
+        self.count += len(data)
+        return data
+
+
+class _Unpacked:
+    """What a compressed stream holds. Raises ValueError where it swells as only a bomb does."""
+
+    def __init__(self, packed: _Counted, kind: str):
+        self.packed, self.count = packed, 0
+        openers = {"gzip": lambda stream: gzip.GzipFile(fileobj=stream), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+        self.stream: _Stream = openers[kind](packed)
 
     def read(self, size: int) -> bytes:
         data = self.stream.read(size)
-        if data:
-            self.first = self.first or data[:8]
-            self.last = data[-BLOCK:] if len(data) >= BLOCK else (self.last + data)[-BLOCK:]
+        self.count += len(data)
+        if self.count > max(FREELY, SWELLING * self.packed.count):
+            raise ValueError(f"unpacks to more than {SWELLING} times its size; no media do")
         return data
 
-    def finish(self) -> None:
-        """Read what follows the archive and close. Raises for a cut archive and for a command that failed."""
-        while self.read(1 << 16):
+
+class _Forward:
+    """A stream read by slices, each behind the one before: what `members` reads headers from."""
+
+    def __init__(self, stream: _Stream):
+        self.stream, self.at = stream, 0
+
+    def __getitem__(self, part: slice) -> bytes:
+        while self.at < part.start and self._read(part.start - self.at):
             pass
-        self.stream.close()
-        if not self.first.startswith(_COMPRESSED) and self.last.strip(b"\0"):
-            raise CutTar("is cut off: it has no end mark")
+        pieces = []
+        while self.at < part.stop and (piece := self._read(part.stop - self.at)):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, _PIECE))
+        self.at += len(data)
+        return data
 
 
-class _Member(NamedTuple):
-    """A file of a tar, with the bytes of the tar at which its header starts and behind which the next one's does."""
+class _Found(NamedTuple):
+    """A member of a sample: its bytes, None where they are too many to be read; see `Member`.
+
+    `start` and `end` are the bytes of the tar at which its header starts and behind which the next one does.
+    """
 
     name: str
-    data: bytes
+    key: str
+    ending: str
+    size: int
+    data: bytes | None
     start: int
     end: int
 
 
 def _open(url: str, offset: int) -> tuple[Any, int]:
     """A stream of a shard and where in it that begins: at `offset` where the place allows it, else at 0."""
-    scheme = urlparse(url).scheme
-    if offset and scheme in ("http", "https"):
+    if is_local(url):
+        stream = open_regular(local_path(url))
+        stream.seek(offset)
+        return stream, offset
+    if offset and scheme_of(url) in ("http", "https"):
         request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"})
         answer = urllib.request.urlopen(request, timeout=HTTP_SECONDS)
         partial = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
@@ -91,37 +130,43 @@ def _open(url: str, offset: int) -> tuple[Any, int]:
             answer.close()
             raise OSError(f"bytes from {offset} on were asked for, the server sends others")
         return answer, offset if partial else 0
-    if offset and is_local(url):
-        stream = open(url.removeprefix("file:"), "rb")  # noqa: SIM115 (the caller closes it)
-        stream.seek(offset)
-        return stream, offset
     from webdataset.gopen import gopen
 
     return gopen(url), 0
 
 
-def _files(shard: Shard, offset: int) -> Iterator[_Member]:
-    """The files of a tar, from a header at `offset` on where that can be. Raises one of `READ_ERRORS`.
+def _files(shard: Shard, offset: int) -> Iterator[_Found]:
+    """The members of a tar's samples, from a header at `offset` on where that can be. Raises one of `READ_ERRORS`.
 
     Of a compressed tar no places are told (0).
     """
     opened, first = _open(shard.url, offset)
-    stream = _Watched(opened)
     try:
-        with tarfile.open(fileobj=stream, mode="r|" if first else "r|*") as tar:
-            for info in tar:
-                if info.isreg() and not _META.match(info.name):
-                    data = tar.extractfile(info).read()
-                    start = first + info.offset
-                    end = first + info.offset_data + -(-info.size // BLOCK) * BLOCK
-                    if not first and stream.first.startswith(_COMPRESSED):
-                        start = end = 0
-                    yield _Member(info.name, data, start, end)
-                tar.members = []  # it would keep a list of all
-        stream.finish()
+        begin = opened.read(max(map(len, COMPRESSED)))
+        counted = _Counted(opened, begin)
+        kind = next((kind for mark, kind in COMPRESSED.items() if not first and begin.startswith(mark)), None)
+        data, key, held = _Forward(_Unpacked(counted, kind) if kind else counted), None, 0
+        for member in members(data):
+            split = split_name(member.name)
+            if split is None:
+                continue
+            held = 0 if split[0] != key else held
+            key, ending = split
+            read = None
+            if member.size <= min(LARGEST_MEMBER - held, LARGEST_TEXT if ending in TEXTS else LARGEST_MEMBER):
+                held += member.size
+                read = data[member.start : member.start + member.size]
+                if len(read) < member.size:
+                    raise CutOff(f"is cut off inside '{member.name}'", member.name)
+            start, end = (0, 0) if kind else (first + member.header, first + member.end)
+            yield _Found(member.name, key, ending, member.size, read, start, end)
+        opened.close()  # raises for a command that failed
+    except CutOff:
+        opened.close()  # a command that failed is why
+        raise
     finally:
         with contextlib.suppress(*READ_ERRORS):  # closed in the middle, or already told
-            stream.stream.close()
+            opened.close()
 
 
 def _grouped(shard: Shard, offset: int, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,26 +178,27 @@ def _grouped(shard: Shard, offset: int, number: int) -> Iterator[tuple[int, dict
     sample: dict[str, Any] | None = None
     at = number if offset else 0
     try:
-        for name, data, start, end in _files(shard, offset):
-            if start < offset:  # this place can only be read from the beginning
+        for found in _files(shard, offset):
+            if found.start < offset:  # this place can only be read from the beginning
                 at, offset = 0, 0
-            split = split_name(name)
-            if split is None:
-                continue
-            if sample is not None and split[0] != sample["__key__"]:
+            if sample is not None and found.key != sample["__key__"]:
                 yield at, sample
                 at, sample = at + 1, None
-            sample = sample or {"__key__": split[0], "__span__": (start, end)}
-            sample[split[1]] = data
-            sample["__span__"] = sample["__span__"][0], end
-    except CutTar:
-        if sample is None or shard.samples != at + 1:  # nothing is missing: a writer that sets no end mark
+            sample = sample or {"__key__": found.key, "__span__": (found.start, found.end)}
+            if found.data is None:
+                sample[PROBLEM] = f"'{found.name}' has {found.size:,} bytes, too many to be read"
+            else:
+                sample[found.ending] = found.data
+            sample["__span__"] = sample["__span__"][0], found.end
+    except CutOff as cut:
+        if sample is None or cut.name is not None or shard.samples != at + 1:
             raise
+        # Nothing is missing: a writer that sets no end mark.
     if sample is not None:
         yield at, sample
         at += 1
     if shard.samples is not None and at < shard.samples:
-        raise CutTar(f"ends after {at} samples, its index says {shard.samples}")
+        raise CutOff(f"ends after {at} samples, its index says {shard.samples}")
 
 
 def samples(

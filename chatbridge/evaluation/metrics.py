@@ -9,13 +9,21 @@ from dataclasses import asdict, dataclass
 
 _EDGES = " \t\n.,;:!?\"'"
 _SPACES = re.compile(r"\s+")
-_ARTICLES = re.compile(r"\b(?:an?|the)\b")
+_ARTICLES = re.compile(
+    r"\b(?:an|the)\s+(?=[\"'(]*\w)"  # in front of a word
+    r"|\ba\s+(?=[\"'(]*\w)(?!(?:[a-z]|and|or)(?![\w'-]))"  # that is no letter: "A B", "A and C" are answers, too
+)
+"""What are articles. "A" and "vitamin A" end in none."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no punctuation at either end, no articles: what exact match compares."""
-    plain = _ARTICLES.sub(" ", text.lower())
-    return _SPACES.sub(" ", plain).strip(_EDGES)
+    """Lower case, single spaces, no punctuation at either end, no articles: what exact match compares.
+
+    As VQA's evaluation does, but for articles, which it drops wherever they stand. What is nothing but punctuation
+    stays as it is.
+    """
+    plain = _SPACES.sub(" ", text.lower()).strip()
+    return _ARTICLES.sub("", plain).strip(_EDGES) or plain
 
 
 def verdict(text: str) -> str:
@@ -27,7 +35,7 @@ def verdict(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Sequence[str], reading: Callable[[str], str] = normalise) -> bool:
-    """Whether the prediction reads like one of the acceptable answers.
+    """Whether the prediction reads like one of the acceptable answers. No answer at all never does.
 
     Args:
         reading: `normalise` for captions, `verdict` for answers that may reason first.
@@ -37,7 +45,8 @@ def exact_match(prediction: str, references: Sequence[str], reading: Callable[[s
     """
     if not references:
         raise ValueError(f"prediction '{prediction}' has no reference answer to compare with")
-    return any(reading(prediction) == reading(reference) for reference in references)
+    said = reading(prediction)
+    return bool(said) and any(said == reading(reference) for reference in references)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -61,20 +70,23 @@ class Score:
 
     Attributes:
         n: answers counted; value: the share that was right; ci95: its Wilson interval.
+        failed: questions that no answer was got to. They are in none of the others.
     """
 
     n: int
     value: float
     ci95: tuple[float, float]
+    failed: int = 0
 
     @classmethod
-    def of(cls, outcomes: Iterable[bool]) -> Score:
+    def of(cls, outcomes: Iterable[bool], failed: int = 0) -> Score:
         """The score of answers, each right or wrong."""
         results = list(outcomes)
         hits = sum(results)
         low, high = wilson(hits, len(results))
-        return cls(len(results), hits / len(results) if results else 0.0, (low, high))
+        return cls(len(results), hits / len(results) if results else 0.0, (low, high), failed)
 
     def as_dict(self) -> dict:
-        """For JSON."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+        """For JSON. What failed is told where something did, and a share of nothing is null."""
+        plain = {**asdict(self), "ci95": list(self.ci95), "value": self.value if self.n else None}
+        return plain if self.failed else {name: value for name, value in plain.items() if name != "failed"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,14 +31,20 @@ def score(rows: Iterable[Mapping[str, Any]]) -> Scores:
     """Share of correct answers with its 95 % interval, of every group of every dataset under every condition.
 
     Args:
-        rows: predictions with "dataset", "condition", "group" and "correct"; those without a verdict are left out.
+        rows: predictions with "dataset", "condition", "group" and "correct". Those without a verdict are left out, be
+            it for lack of a reference or of an answer: those with an "error" are counted in `Score.failed`.
     """
     hits: dict[tuple[str, str, str], list[bool]] = {}
+    failed: Counter[tuple[str, str, str]] = Counter()
     for row in rows:
-        if row["correct"] is not None:
-            for group in {"", row["group"]}:
-                hits.setdefault((row["dataset"], row["condition"], group), []).append(row["correct"])
+        for group in {"", row["group"]}:
+            place = row["dataset"], row["condition"], group
+            if row["correct"] is not None:
+                hits.setdefault(place, []).append(row["correct"])
+            elif "error" in row:
+                failed[place] += 1
     scores: Scores = {}
-    for (dataset, condition, group), values in sorted(hits.items()):
-        scores.setdefault(dataset, {}).setdefault(condition, {})[group] = Score.of(values)
+    for place in sorted({*hits, *failed}):
+        dataset, condition, group = place
+        scores.setdefault(dataset, {}).setdefault(condition, {})[group] = Score.of(hits.get(place, ()), failed[place])
     return scores

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
+from chatbridge.datasets.held_out import HeldOut
 from chatbridge.datasets.mixture import Mixture, SampleMixture, StepMixture, Stream
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
 from chatbridge.processors.base import MediaProcessor
@@ -86,8 +86,18 @@ class Assembly:
         return self._build(self.config.datasets, open=False)
 
     def validation(self, open: bool = False) -> dict[str, TaskDataset]:
-        """The held-out datasets, with their answers or (`open`) without."""
-        return self._build(self.config.validation, open)
+        """The held-out datasets, with their answers or (`open`) without.
+
+        Raises:
+            ValueError: one that cannot be read, or not in order.
+        """
+        built = self._build(self.config.validation, open)
+        for name, dataset in built.items():
+            if dataset.sequential:
+                raise ValueError(
+                    f"validation.{name}: held-out samples need numbers: take local .tar files or annotations"
+                )
+        return built
 
     def _build(self, section: dict[str, Any], open: bool) -> dict[str, TaskDataset]:
         built = {name: DATASETS.build(config, name, self.parts, open) for name, config in section.items()}
@@ -131,33 +141,15 @@ class Assembly:
         reader = MixtureReader(list(self.datasets.values()), collator, mixture.seed, rank, world, workers)
         return BatchStream(reader, mixture, workers, pin)
 
-    def validation_loaders(
-        self, rank: int, world: int, batches: int | None
-    ) -> Iterator[tuple[str, Iterator[tuple[MultimodalBatch, bool]]]]:
-        """This rank's share of every validation set, answers included, in order; with every batch, whether it counts.
+    def held_out(self, rank: int, world: int, batches: int | None) -> Iterator[HeldOut]:
+        """This rank's share of every validation set, answers included, in order.
 
-        All ranks get equally many batches, so that none waits for another in a sharded model: those of ranks with
-        fewer samples are filled up with some that do not count.
+        Args:
+            batches: of each set at most; None takes all.
         """
         collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
-        for name, dataset in self._validation_sets.items():
-            size = max(1, dataset.config.batch_size // world)
-            yield name, _in_order(dataset, collator, rank, world, size, batches)
-
-    @cached_property
-    def _validation_sets(self) -> dict[str, TaskDataset]:
-        return self.validation()
-
-
-def _in_order(
-    dataset: TaskDataset, collator: Collator, rank: int, world: int, size: int, batches: int | None
-) -> Iterator[tuple[MultimodalBatch, bool]]:
-    mine = list(range(len(dataset)))[rank::world]
-    most = -(-len(dataset) // world)
-    for start in list(range(0, most, size))[:batches]:
-        chosen = mine[start : start + size]
-        examples = [dataset.read(dataset.record(i), dataset.kinds[0])[0] for i in chosen or [0]]
-        yield collator(examples, dataset.name), bool(chosen)
+        for dataset in self.validation().values():
+            yield HeldOut(dataset, collator, rank, world, batches)
 
 
 def check_batch_sizes(config: Config, world: int) -> None:

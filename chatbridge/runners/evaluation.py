@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,9 +21,10 @@ from chatbridge.common.registry import RUNNERS
 from chatbridge.common.schema import key
 from chatbridge.conversation.stop import StopOnText
 from chatbridge.datasets.annotations import Record
-from chatbridge.datasets.builder import AnnotatedDataset
+from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.evaluation.rows import NAME, RowFile
 from chatbridge.evaluation.scores import is_correct, score
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.config import DeviceConfig
@@ -56,16 +58,24 @@ class EvaluationConfig(DeviceConfig):
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask: a record with its media as the condition leaves them."""
+    """One thing to ask: a record with its media as the condition leaves them.
+
+    Attributes:
+        problem: why it cannot be asked, where that is known already.
+    """
 
     record: Record
     kind: TaskKind
-    item: int | None
+    item: int | None = None
+    problem: ValueError | None = None
 
 
 @RUNNERS.register("evaluation", config=EvaluationConfig)
 class EvaluationRunner:
-    """Writes ``predictions.jsonl``, an answer a line, and ``scores.json``, by dataset, condition and group.
+    """Writes ``predictions.jsonl``, an answer a line, as they come; then ``scores.json``, by dataset, condition, group.
+
+    A question that cannot be asked or answered costs its own row: that has an "error" and no answer, is left out of
+    the score, and counted beside it.
 
     Args:
         config: the ``run:`` section; assembly: builds the parts.
@@ -82,30 +92,50 @@ class EvaluationRunner:
         if not self.assembly.config.validation:
             raise ValueError("an evaluation needs questions: name at least one dataset under validation:")
         self._check_conditions()
+        datasets = {n: d for n, d in self.assembly.validation(open=True).items() if self._asked(n)}
         self.model = self.assembly.model(self.accelerator.device).to(self.accelerator.device).eval()
         self.stop = StopOnText(self.assembly.task.stop, self.assembly.tokenizer) if self.assembly.task.stop else None
         rows: list[dict[str, Any]] = []
-        for name, dataset in self.assembly.validation(open=True).items():
-            if not any(fnmatch(name, pattern) for pattern in self.config.only):
-                continue
-            for condition in dataset.config.conditions:
-                rows += gather_object(list(self._answers(dataset, condition)))
         if self.accelerator.is_main_process:
-            self._write(rows)
+            (self.output / "scores.json").unlink(missing_ok=True)  # an earlier run's
+        file = RowFile(self.output, self.accelerator.process_index)
+        with contextlib.closing(file):
+            for dataset in datasets.values():
+                for condition in dataset.config.conditions:
+                    own = []
+                    for row in self._answers(dataset, condition):
+                        file.add(row)
+                        own.append(row)
+                    rows += gather_object(own)
+        if self.accelerator.is_main_process:
+            file.join(rows)
+            self._score(rows)
         self.accelerator.wait_for_everyone()
+        errors = [row["error"] for row in rows if "error" in row]
+        if errors and len(errors) == len(rows):
+            raise ValueError(f"{file.path}: not one of {len(rows)} questions was answered; the first: {errors[0]}")
+
+    def _asked(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.config.only)
 
     def _check_conditions(self) -> None:
-        for name, config in self.assembly.config.validation.items():
+        sets = self.assembly.config.validation
+        if not any(map(self._asked, sets)):
+            raise ValueError(
+                f"run.only: {self.config.only} matches none of the sets under validation: {', '.join(sets)}"
+            )
+        for name, config in sets.items():
             for condition in config.conditions:
                 if condition not in self.config.conditions:
                     known = ", ".join(self.config.conditions)
                     raise ValueError(f"validation.{name}.conditions: no '{condition}' in run.conditions ({known})")
 
-    def _answers(self, dataset: AnnotatedDataset, condition: str) -> Iterator[dict[str, Any]]:
-        questions = self._questions(dataset, self.config.conditions[condition])
+    def _answers(self, dataset: TaskDataset, condition: str) -> Iterator[dict[str, Any]]:
+        """This rank's rows, in order."""
+        config = self.config.conditions[condition]
+        questions = self._questions(dataset, config)
         mine = questions[self.accelerator.process_index :: self.accelerator.num_processes]
         size = dataset.config.batch_size
-        collator = Collator.of(self.assembly.tokenizer, "left")
         bar = tqdm(
             total=len(mine), desc=f"{dataset.name} ({condition})", unit="question", mininterval=1.0,
             disable=not self.accelerator.is_local_main_process,
@@ -113,26 +143,36 @@ class EvaluationRunner:
         with bar:
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
-                blank = self.config.conditions[condition].blank
-                read = [dataset.read(q.record, q.kind, None, q.item, blank) for q in part]
-                for question, (example, rendered), text in zip(
-                    part, read, self._generate(collator, [e for e, _ in read], dataset.name), strict=True
-                ):
-                    yield {
-                        "id": rendered.id,
-                        "dataset": dataset.name,
-                        "group": rendered.group,
-                        "condition": condition,
-                        "question": rendered.question,
-                        "prediction": text,
-                        "references": example.references,
-                        "correct": is_correct(text, example.references, dataset.config.verdict_after),
-                        "media": {m: [str(dataset.media.find(m, f)) for f in question.record.files_of(m)]
-                                  for m in question.kind.modalities},
-                    }  # fmt: skip
+                read = [self._read(dataset, question, config.blank) for question in part]
+                said = iter(self._generated([one for one in read if isinstance(one, Example)], dataset.name))
+                for question, one in zip(part, read, strict=True):
+                    answer = next(said) if isinstance(one, Example) else one
+                    yield self._row(dataset, condition, question, answer)
                 bar.update(len(part))
 
-    def _generate(self, collator: Collator, examples: list[Example], name: str) -> list[str]:
+    @staticmethod
+    def _read(dataset: TaskDataset, question: Question, blank: Sequence[str]) -> Example | ValueError:
+        if question.problem is not None:
+            return question.problem
+        try:
+            return dataset.read(question.record, question.kind, None, question.item, blank)[0]
+        except ValueError as error:
+            return error
+
+    def _generated(self, examples: list[Example], name: str) -> list[str | ValueError]:
+        """The answers; those of a batch that fails are tried one by one."""
+        if not examples:
+            return []
+        try:
+            with one_sample:
+                return self._generate(examples, name)
+        except ValueError as error:
+            if len(examples) == 1:
+                return [error]
+            return [answer for example in examples for answer in self._generated([example], name)]
+
+    def _generate(self, examples: list[Example], name: str) -> list[str]:
+        collator = Collator.of(self.assembly.tokenizer, "left")
         batch = collator(examples, name).to(self.accelerator.device)
         with self.accelerator.autocast():
             ids = self.model.generate(
@@ -145,10 +185,35 @@ class EvaluationRunner:
             text = text.split(stop, 1)[0]
         return text.strip()
 
-    def _questions(self, dataset: AnnotatedDataset, condition: ConditionConfig) -> list[Question]:
+    def _row(
+        self, dataset: TaskDataset, condition: str, question: Question, answer: str | ValueError
+    ) -> dict[str, Any]:
+        record, kind = question.record, question.kind
+        row: dict[str, Any] = {
+            "id": record.id, "dataset": dataset.name, "group": record.group, "condition": condition, "question": "",
+            "prediction": None, "references": list(record.references), "correct": None,
+            "media": {modality: _files(dataset, record, modality) for modality in kind.modalities},
+        }  # fmt: skip
+        with contextlib.suppress(ValueError), one_sample:
+            rendered = dataset.parts.task.render(record, kind, None, question.item, True)
+            row |= {"id": rendered.id, "question": rendered.question, "references": list(rendered.references)}
+        if isinstance(answer, ValueError):
+            logger.warning("%s: no answer to %s: %s", dataset.name, row["id"], answer)
+            return {**row, "error": str(answer)}
+        correct = is_correct(answer, row["references"], dataset.config.verdict_after)
+        return {**row, "prediction": answer, "correct": correct}
+
+    def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[Question]:
         """Every question of a dataset, its media exchanged or left out as the condition says."""
-        records = [dataset.record(index) for index in range(len(dataset))]
         kinds = [kind if not condition.blind else replace(kind, modalities=()) for kind in dataset.kinds]
+        records: list[Record] = []
+        lost: list[Question] = []
+        for index in range(len(dataset)):
+            try:
+                with one_sample:
+                    records.append(dataset.record(index))
+            except ValueError as error:
+                lost.append(Question(Record(f"#{index}"), kinds[0], problem=error))
         for modality in condition.shuffle:
             order = _no_fixed_points(len(records), random.Random(f"{self.assembly.config.run.seed}/{modality}"))
             files = [record.files_of(modality) for record in records]
@@ -156,25 +221,43 @@ class EvaluationRunner:
                 replace(record, files={**record.files, modality: files[other]})
                 for record, other in zip(records, order, strict=True)
             ]
-        return [
+        asked = [
             Question(record, kind, item)
             for record in records
             for kind in kinds
             for item in self.assembly.task.items(record, kind)
         ]
+        return asked + lost
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        with (self.output / "predictions.jsonl").open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    def _score(self, rows: list[dict[str, Any]]) -> None:
         plain: dict[str, Any] = {}
         for dataset, by_condition in score(rows).items():
             for condition, by_group in by_condition.items():
                 whole = by_group[""]
                 logger.info("%s (%s): %.3f of %d", dataset, condition, whole.value, whole.n)
+                if whole.failed:
+                    logger.warning(
+                        "%s (%s): %d of %d questions failed, which are NOT in this score; their errors are in %s",
+                        dataset, condition, whole.failed, whole.failed + whole.n, self.output / NAME,
+                    )  # fmt: skip
                 groups = {group: result.as_dict() for group, result in by_group.items()}
                 plain.setdefault(dataset, {})[condition] = groups
         (self.output / "scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+def _files(dataset: TaskDataset, record: Record, modality: str) -> list[str]:
+    """The files that a record names, by their paths where they are there."""
+    found: list[str] = []
+    try:
+        names = record.files_of(modality)
+    except ValueError:
+        return found
+    for name in names:
+        try:
+            found.append(str(dataset.media.find(modality, name)))
+        except (ValueError, OSError):
+            found.append(name)
+    return found
 
 
 def _no_fixed_points(count: int, rng: random.Random) -> list[int]:

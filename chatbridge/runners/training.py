@@ -138,6 +138,8 @@ class TrainingRunner:
         self.ledger.sizes = {name: size // self.world for name, size in self.sizes.items() if size is not None}
         self.hashes = file_hashes(self.assembly.datasets)
         self.validator = Validator(self.assembly, self.model, self.accelerator, config.validate_batches)
+        if config.validate_every:
+            _ = self.validator.sets  # what is wrong with them is told now, not hours later
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         logger.info(
             "training %s parameters on %s (%d processes, %s)", f"{trainable:,}", self.accelerator.device, self.world,
@@ -298,13 +300,13 @@ class TrainingRunner:
     def _validate(self) -> bool:
         """Log the losses on held-out data; whether their mean is the lowest so far."""
         losses = self.validator.losses(lambda: self.watchdog.tell(self.step, VALIDATING))
-        for name, loss in losses.items():
-            self.log.write(self.step, {"loss": loss, "dataset": name}, prefix="validation")
+        for name, values in losses.items():
+            self.log.write(self.step, {**values, "dataset": name}, prefix="validation")
         self.wrapped.train()
         self.meter.restart()
         if not losses:
             return False
-        mean = sum(losses.values()) / len(losses)
+        mean = sum(values["loss"] for values in losses.values()) / len(losses)
         if self.best is not None and not mean < self.best[0]:
             return False
         self.best = (mean, self.step)

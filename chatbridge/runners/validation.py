@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from chatbridge.datasets.held_out import HeldOut
 from chatbridge.runners.assembly import Assembly
+
+logger = logging.getLogger("chatbridge")
 
 
 class Validator:
@@ -22,27 +28,39 @@ class Validator:
     def __init__(self, assembly: Assembly, model: nn.Module, accelerator: Accelerator, batches: int | None):
         self.assembly, self.model, self.accelerator, self.batches = assembly, model, accelerator, batches
 
+    @cached_property
+    def sets(self) -> list[HeldOut]:
+        """This rank's share of every set. Raises ValueError: one that cannot be opened."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return list(self.assembly.held_out(rank, world, self.batches))
+
     @torch.no_grad()
-    def losses(self, tell: Callable[[], None]) -> dict[str, float]:
-        """Validation set -> mean loss per supervised token. Leaves the model in eval mode.
+    def losses(self, tell: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        """Validation set -> "loss", the mean per supervised token, and, where there are any, how many samples were
+        "unreadable": those are not in the loss. A set of nothing else is left out. Leaves the model in eval mode.
 
         Args:
             tell: called before every batch: there is progress.
         """
         self.model.eval()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = {}
-        for name, loader in self.assembly.validation_loaders(rank, world, self.batches):
-            sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for held_out in self.sets:
+            sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
             tell()
-            for batch, counts in loader:
+            for batch, counts in held_out:
                 tell()
                 with self.accelerator.autocast():
                     output = self.model(batch.to(self.accelerator.device))
                 if counts:
-                    sums += torch.stack([output.loss_sum.double(), sums.new_tensor(float(output.supervised_tokens))])
-            if world > 1:
+                    sums[0] += output.loss_sum.double()
+                    sums[1] += output.supervised_tokens
+            sums[2] = held_out.unreadable
+            if self.accelerator.num_processes > 1:
                 torch.distributed.all_reduce(sums)
-            loss, tokens = sums.tolist()
-            found[name] = loss / max(tokens, 1.0)
+            name, (loss, tokens, unreadable) = held_out.dataset.name, sums.tolist()
+            if unreadable:
+                logger.warning("validation.%s: %d samples could not be read and are not in its loss", name, unreadable)
+            if not held_out.empty:
+                told = {"unreadable": int(unreadable)} if unreadable else {}
+                found[name] = {"loss": loss / max(tokens, 1.0), **told}
         return found

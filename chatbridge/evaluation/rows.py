@@ -1,0 +1,47 @@
+"""Answers as JSON lines: written as they come, so that a run that is killed leaves those that it had."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "predictions.jsonl"
+
+
+class RowFile:
+    """The rows of one rank: ``predictions.jsonl`` of the first, ``predictions_rank1.jsonl`` and so on of the others.
+
+    Args:
+        folder: made when missing; rows of an earlier run are removed.
+    """
+
+    def __init__(self, folder: Path, rank: int):
+        self.folder, self.rank = folder, rank
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / (NAME if rank == 0 else f"predictions_rank{rank}.jsonl")
+        self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row; after this it survives a kill of the process."""
+        self._file.write(_line(row))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def join(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Put the rows of all ranks, in their order, in the place of this one's; the others' files go."""
+        self.close()
+        whole = self.path.with_suffix(".part")
+        with whole.open("w", encoding="utf-8", errors="backslashreplace") as out:
+            out.writelines(map(_line, rows))
+        os.replace(whole, self.path)
+        for part in self.folder.glob("predictions_rank*.jsonl"):
+            part.unlink()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
