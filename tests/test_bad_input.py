@@ -135,14 +135,6 @@ def test_all_bad_gives_up_at_once(tree, fails, tmp_path):
     assert "10 samples in a row cannot be used" in fails(tree)
 
 
-def test_evaluation_replaces_nothing(tree, fails, tmp_path):
-    (tmp_path / "media" / "3.jpg").write_bytes(b"")
-    tree["validation"] = {"images": tree["datasets"]["images"]}
-    del tree["datasets"]
-    tree["run"] = {"runner": "evaluation", "output_dir": str(tmp_path / "output"), "device": "cpu", "max_new_tokens": 2}
-    assert "3.jpg" in fails(tree)
-
-
 def test_a_caption_longer_than_the_limit_keeps_a_label(tree, tmp_path):
     entries = [{"image_id": "0.jpg", "caption": "a red picture " * 100}] * 4
     (tmp_path / "long.json").write_text(json.dumps(entries))

@@ -189,8 +189,9 @@ def test_conditions_come_in_a_fixed_order():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
-        ("{oops\n", "line 1 is not JSON"),
+        (None, "does not exist"),
+        ("{oops\n", "line 1: is not valid JSON"),
+        ("[" * 100_000, "line 1: is nested too deeply"),
         ('{"dataset": "a", "condition": "full", "correct": true}\n{"id": 3}\n', "line 2 has no 'dataset'"),
         ("[1]\n", "line 1 has no 'dataset'"),
     ],

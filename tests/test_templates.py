@@ -66,7 +66,7 @@ def test_own_file(tmp_path):
         ("ti-shortqa: ['no place for it']", "needs <QUESTION>"),
         ("ti-cap: ['What? <QUESTION>']", "cannot have <QUESTION>"),
         ("generic: [x]", "generic"),
-        ("a: [unclosed", "cannot be read"),
+        ("a: [unclosed", "is not valid YAML"),
     ],
 )
 def test_bad_files(tmp_path, text, reason):

@@ -47,6 +47,7 @@ class HeldOut:
                 self._filler = self._filler or self._first()
                 self.empty = self._filler is None
                 if self.empty:
+                    self.unreadable = len(self.mine)
                     return
             yield self.collator(examples or [self._filler], self.dataset.name), bool(examples)
 

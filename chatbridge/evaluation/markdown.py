@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from chatbridge.common.documents import read_json
 
 MODALITIES = ("image", "video", "audio")
 FAMILY_NAMES = {
@@ -57,6 +58,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         "# Both stages on the embedded world",
         f"Bridge seed {report['seed']}; {seconds:.0f} s in all, {peak / 2**30:.2f} GiB of memory at most. "
         "Shares of exact answers, with 95 % Wilson intervals. All media were held out of training.",
+        *_failed(report),
         *_joint(report),
         *_single(report),
         *_unseen(report),
@@ -67,6 +69,16 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     if report.get("settings"):
         parts += ["## Settings", table(["key", "value"], [[f"`{k}`", str(v)] for k, v in report["settings"].items()])]
     return "\n\n".join(parts) + "\n"
+
+
+def _failed(report: Mapping) -> list[str]:
+    """What is in none of the figures."""
+    told = [
+        f"{n} questions of {name} ({stage})"
+        for stage, sets in report.get("failed", {}).items()
+        for name, n in sets.items()
+    ]
+    return [f"**Failed, and left out of every figure below: {', '.join(told)}.**"] if told else []
 
 
 def _joint(report: Mapping) -> list[str]:
@@ -252,10 +264,7 @@ def _values(scores: Iterable[Mapping | None]) -> list[float]:
 
 
 def _read(file: Path) -> dict:
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as a report ({error})") from error
+    report = read_json(file)
     missing = [k for k in ("seed", "wall_seconds", "peak_rss_bytes") if not isinstance(report, dict) or k not in report]
     if missing:
         raise ValueError(f"{file}: no report.json of the quickstart: it has no '{missing[0]}'")

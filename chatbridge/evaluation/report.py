@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import parse_json, read_text
 from chatbridge.evaluation import plots
 from chatbridge.evaluation.markdown import report_markdown
 from chatbridge.evaluation.metrics import Score, verdict
@@ -131,6 +133,10 @@ def assemble(
             name: _by(after, lambda r, name=name: r["condition"] if r["dataset"] == name else None)
             for name in sorted(other)
         }
+    asked = {stage: [*answers[stage], *captions[stage]] for stage in answers}
+    report["failed"] = {
+        stage: dict(Counter(r["dataset"] for r in rows if "error" in r)) for stage, rows in asked.items()
+    }
     return _without_empty(report)
 
 
@@ -245,16 +251,10 @@ def read_rows(path: Path | None, keys: Sequence[str] = ("dataset", "condition", 
     """
     if path is None:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); run what writes it first") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+    rows, text = [], read_text(path)
+    # Not splitlines(): an answer may hold a character that it takes for the end of a line.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+        row = parse_json(line, f"{path}: line {number}")
         missing = [key for key in keys if not isinstance(row, dict) or key not in row]
         if missing:
             raise ValueError(f"{path}: line {number} has no '{missing[0]}'; is it the right file?")

@@ -121,9 +121,7 @@ class EvaluationRunner:
     def _check_conditions(self) -> None:
         sets = self.assembly.config.validation
         if not any(map(self._asked, sets)):
-            raise ValueError(
-                f"run.only: {self.config.only} matches none of the sets under validation: {', '.join(sets)}"
-            )
+            raise ValueError(f"run.only: {self.config.only} matches no set under validation: {', '.join(sets)}")
         for name, config in sets.items():
             for condition in config.conditions:
                 if condition not in self.config.conditions:
