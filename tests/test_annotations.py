@@ -11,9 +11,10 @@ import pytest
 
 from chatbridge.common.schema import ConfigError, bind
 from chatbridge.conversation import PromptFormat, Source, Templates
-from chatbridge.datasets.annotations import AnnotationFile, Record
+from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.dialogues import DialogueMaker, caption_of, clean_tags, sources_of
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 
 TALK = [
     {"from": "human", "value": "<thermal>\nHow warm?"},

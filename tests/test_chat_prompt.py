@@ -10,8 +10,8 @@ import torch
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.conversation import PromptFormat
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.collate import Collator
+from chatbridge.datasets.records import Record
 from chatbridge.inference import ChatSession, Engine, Exchange, GenerationSettings
 from chatbridge.inference.prompt import Prompt, dialogue_of
 from chatbridge.runners.assembly import Assembly

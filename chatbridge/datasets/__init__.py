@@ -1,7 +1,8 @@
 """Annotations, datasets, the mixture and collation."""
 
-from chatbridge.datasets.annotations import AnnotationFile, Record
-from chatbridge.datasets.builder import AnnotatedDataset, AnnotationsConfig, DatasetConfig, Parts, TaskDataset
+from chatbridge.datasets.annotated import AnnotatedDataset, AnnotationsConfig
+from chatbridge.datasets.annotations import AnnotationFile
+from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.mixture import (
@@ -15,6 +16,7 @@ from chatbridge.datasets.mixture import (
     Stream,
 )
 from chatbridge.datasets.reading import BatchStream, MixtureReader
+from chatbridge.datasets.records import Record
 from chatbridge.datasets.sharded import ShardDataset, WebdatasetConfig
 
 __all__ = [

@@ -7,21 +7,19 @@ replacement is handed on as a ledger entry; in evaluation nothing is ever replac
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.registry import DATASETS, PROCESSORS
+from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import TokenizedSample
-from chatbridge.datasets.annotations import AnnotationFile, Record
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.orders import Order, Shuffled
+from chatbridge.datasets.records import Record
 from chatbridge.processors.media import MediaLoader
 from chatbridge.processors.tokenizer import Tokenizer
 
@@ -83,20 +81,6 @@ class DatasetConfig:
             raise ValueError("conditions is empty; name at least one, or leave the key out to ask under 'full'")
         if self.batch_tokens is not None and self.pack is not None and self.pack > self.batch_tokens:
             raise ValueError(f"pack ({self.pack}) is more than the whole batch may have (batch_tokens)")
-
-
-@dataclass(kw_only=True)
-class AnnotationsConfig(DatasetConfig):
-    """Keys of a dataset of annotation files and media folders."""
-
-    annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
-    media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
-    cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.annotations:
-            raise ValueError("annotations is empty; name at least one file")
 
 
 @dataclass
@@ -213,7 +197,11 @@ class TaskDataset:
     def begin(self, index: int, epoch: int) -> Begun:
         """The text of a training example. All of a batch are begun before the first is finished: decoding a medium
         drives the code and the data that text needs out of the processor's cache."""
-        return self._begun(index, random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}"))
+        return self._begun(index, self.dice(index, epoch))
+
+    def dice(self, index: int, epoch: int) -> random.Random:
+        """What decides a training sample's choices: nothing but the seed and its place."""
+        return random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
 
     def finish(self, begun: Begun) -> tuple[Example, list[LedgerEntry]]:
         """What `begin` began, with its media, or what takes its place; see `example`."""
@@ -223,7 +211,7 @@ class TaskDataset:
                 if begun.error is not None:
                     raise begun.error
                 with one_sample:
-                    example = self._checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
+                    example = self.checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
             except ValueError as error:
                 failures.append(describe(error, begun.identity))
                 begun = self._begun(rng.randrange(len(self)), rng)
@@ -237,19 +225,20 @@ class TaskDataset:
             with one_sample:
                 begun.record = self.record(index)
                 begun.identity = begun.record.id
-                begun.rendered, begun.tokens = self._written(begun.record, self._kind(rng), rng)
+                begun.rendered, begun.tokens = self.written(begun.record, self._kind(rng), rng)
         except ValueError as error:
             begun.error = error
         return begun
 
     def draw(self, record: Record, rng: random.Random) -> Example:
         """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
-        return self._checked(self.read(record, self._kind(rng), rng)[0])
+        return self.checked(self.read(record, self._kind(rng), rng)[0])
 
     def _kind(self, rng: random.Random) -> TaskKind:
         return rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
 
-    def _checked(self, example: Example) -> Example:
+    def checked(self, example: Example) -> Example:
+        """The example, if a row or batch has room for it. Raises ValueError."""
         if self.max_positions is not None and self.size(example) > self.max_positions:
             raise ValueError(
                 f"takes {self.size(example)} positions, more than the {self.max_positions} of a row or batch; "
@@ -286,12 +275,13 @@ class TaskDataset:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
         with one_sample:
-            rendered, tokens = self._written(record, kind, rng, item)
+            rendered, tokens = self.written(record, kind, rng, item)
             return self._shown(record, rendered, tokens, rng, blank), rendered
 
-    def _written(
-        self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None = None
+    def written(
+        self, record: Record, kind: TaskKind, rng: random.Random | None = None, item: int | None = None
     ) -> tuple[Any, TokenizedSample]:
+        """One record as it is rendered, and its tokens; see `read`."""
         rendered = self.parts.task.render(record, kind, rng, item, self.open)
         return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.parts.queries)
 
@@ -317,43 +307,3 @@ class TaskDataset:
 def describe(error: ValueError, identity: str) -> tuple[str, str, str]:
     """(sample, file, reason) of a sample that could not be used, for the ledger."""
     return identity, getattr(error, "source", identity), getattr(error, "reason", str(error))
-
-
-@DATASETS.register("annotations", config=AnnotationsConfig)
-class AnnotatedDataset(TaskDataset):
-    """Annotation files beside folders of media.
-
-    Args:
-        config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
-        open: leave the last answer out (generation).
-
-    Raises:
-        ValueError: annotations that cannot be read, or a kind whose modalities nothing here serves.
-    """
-
-    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, open: bool = False):
-        super().__init__(config, name, parts, open, served=config.media)
-        self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
-        files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
-        compat = parts.task.compat
-        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
-        self.skipped = [line for records in self.lists for line in records.skipped]
-        # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
-        self._ends = list(accumulate(len(records) for records in self.lists))
-        self._length = min(self._ends[-1], config.limit or self._ends[-1])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def record(self, index: int) -> Record:
-        records, place = self._place(index)
-        return records[place]
-
-    def where(self, index: int) -> tuple[str, int]:
-        records, place = self._place(index)
-        return str(records.path), records.number(place)
-
-    def _place(self, index: int) -> tuple[AnnotationFile, int]:
-        place = range(len(self))[index]
-        number = bisect_right(self._ends, place)
-        return self.lists[number], place - (self._ends[number - 1] if number else 0)

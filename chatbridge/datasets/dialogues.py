@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from chatbridge.conversation.dialogue import Dialogue, Source
 from chatbridge.conversation.templates import QUESTION, Templates
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, ORIGINAL_PREFIXES, TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.processors.text import pre_caption
 
 MAX_ENTRIES = 8

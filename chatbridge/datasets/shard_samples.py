@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from chatbridge.common.documents import parse_json
-from chatbridge.datasets.annotations import Record, is_blank
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.local_shards import Extent, LocalShards
+from chatbridge.datasets.records import Record, is_blank
 from chatbridge.processors.base import Blob, MediaError
 from chatbridge.processors.media import MediaLoader
 

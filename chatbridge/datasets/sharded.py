@@ -16,10 +16,10 @@ import numpy as np
 from chatbridge.common.documents import irregular
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset, one_sample
 from chatbridge.datasets.local_shards import LocalShards
 from chatbridge.datasets.orders import Blend, BlendedOrder, ShardOrder
+from chatbridge.datasets.records import Record
 from chatbridge.datasets.shard_samples import Reference, ShardMedia, annotation, members_of
 from chatbridge.datasets.shards import Shard, find_shards, is_local, local_path, scan
 from chatbridge.datasets.tar_streams import PROBLEM

@@ -15,8 +15,8 @@ import soundfile
 from PIL import Image, ImageDraw
 
 from chatbridge.common.config import LoadedConfig
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.processors.media import safe_name
 
 MOST = 6

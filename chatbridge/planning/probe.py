@@ -14,9 +14,9 @@ from chatbridge.common.batch import IGNORE
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.segments import Media, Segment, Text
 from chatbridge.conversation.tokens import TokenizedSample
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.builder import TaskDataset
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.datasets.shards import Shard, is_local
 from chatbridge.datasets.tar_streams import ShardLost, samples
 from chatbridge.processors.base import MediaError

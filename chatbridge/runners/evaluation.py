@@ -20,10 +20,10 @@ from tqdm import tqdm
 from chatbridge.common.registry import RUNNERS
 from chatbridge.common.schema import key
 from chatbridge.conversation.stop import StopOnText
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.evaluation.rows import NAME, RowFile
 from chatbridge.evaluation.scores import is_correct, score
 from chatbridge.runners.assembly import Assembly

@@ -9,9 +9,9 @@ from typing import Any
 from chatbridge.common.registry import PROCESSORS, TASKS
 from chatbridge.common.schema import key
 from chatbridge.conversation.prompt import caption_segments
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.dialogues import caption_of, sources_of
 from chatbridge.datasets.kinds import CAPTION, TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.processors.text import CaptionTextConfig
 from chatbridge.tasks.base import Rendered, Task
 

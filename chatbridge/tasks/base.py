@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from chatbridge.conversation.segments import Segment
 from chatbridge.conversation.tokens import TokenizedSample, tokenize
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.processors.tokenizer import Tokenizer
 
 

@@ -10,9 +10,9 @@ from chatbridge.common.schema import key
 from chatbridge.conversation.dialogue import HUMAN
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.templates import Templates
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.dialogues import MAX_ENTRIES, DialogueMaker
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.tasks.base import Rendered, Task
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.templates import Templates
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.dialogues import DialogueMaker, clean_tags
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 
 WITH_TEMPLATES = [
     "ti-shortqa",

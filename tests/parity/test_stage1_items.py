@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from chatbridge.datasets.annotations import Record
 from chatbridge.datasets.dialogues import caption_of
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.datasets.records import Record
 from chatbridge.processors.text import pre_caption
 
 CAPTION = TaskKind.parse("tv-cap")
