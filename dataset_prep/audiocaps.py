@@ -20,7 +20,7 @@ from dataset_prep.prep.command import make_parser, media_root, prepare, run_comm
 from dataset_prep.prep.grouping import Captioned, group
 from dataset_prep.prep.items import Drop, Item
 from dataset_prep.prep.media import index_by_stem
-from dataset_prep.prep.tables import column, rows
+from dataset_prep.prep.tables import guarded, rows, text
 
 KIND = "ta-cap"
 SECONDS = 10
@@ -45,12 +45,12 @@ def audiocaps_items(source: Path, index: dict[str, str]) -> Iterator[Item | Drop
 
 def _rows(source: Path, index: dict[str, str]) -> Iterator[Captioned]:
     for number, row in rows(source):
-        youtube = str(column(row, ("youtube_id", "ytid", "video_id")) or "").strip()
-        start = str(column(row, ("start_time", "start_seconds")) or "").strip().removesuffix(".0")
+        youtube = text(row, "youtube_id", "ytid", "video_id")
+        start = text(row, "start_time", "start_seconds").removesuffix(".0")
         if not youtube:
             yield Captioned(number, "", (), None, "has no youtube_id")
             continue
-        stems = clip_stems(youtube, start, str(column(row, ("audiocap_id",)) or "").strip())
+        stems = clip_stems(youtube, start, text(row, "audiocap_id"))
         found = [index[stem] for stem in stems if stem in index]
         names = tuple(found[:1]) or (youtube,)
         yield Captioned(number, f"{youtube}_{start}" if start else youtube, names, row.get("caption"))
@@ -59,7 +59,7 @@ def _rows(source: Path, index: dict[str, str]) -> Iterator[Captioned]:
 def body(args: argparse.Namespace) -> None:
     root = media_root(args.media, args.source.parent / "audio", args.source.parent / args.source.stem)
     index = index_by_stem(root, AudioProcessor.extensions)
-    items = list(audiocaps_items(args.source, index))
+    items = list(guarded(audiocaps_items(args.source, index), args.source))
     prepare(args, "audiocaps", KIND, lambda: items, {"audio": root}, [args.source], partial(len, items))
 
 

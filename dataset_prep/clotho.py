@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from chatbridge.datasets.records import is_blank
 from dataset_prep.prep.command import make_parser, media_root, prepare, run_command
 from dataset_prep.prep.grouping import Captioned, group
 from dataset_prep.prep.items import Drop, Item
-from dataset_prep.prep.tables import column, rows
+from dataset_prep.prep.tables import column, guarded, rows
 
 KIND = "ta-cap"
 SPLITS = ("development", "validation", "evaluation")
@@ -34,7 +35,7 @@ def _rows(source: Path) -> Iterator[Captioned]:
         if not name.strip():
             yield Captioned(number, "", (), None, "has no file_name")
             continue
-        texts = [row[key] for key in sorted(row) if str(key).startswith("caption_") and row[key]]
+        texts = [row[key] for key in sorted(row) if str(key).startswith("caption_") and not is_blank(row[key])]
         # Names of Freesound's uploaders begin and end in spaces now and then; archives keep them, spreadsheets do not.
         names = tuple(dict.fromkeys((name, name.strip())))
         yield Captioned(number, name.strip(), names, texts)
@@ -46,7 +47,7 @@ def body(args: argparse.Namespace) -> None:
         source = source / f"clotho_captions_{args.split}.csv"
     guesses = (source.parent / args.split, source.parent / f"clotho_audio_{args.split}" / args.split)
     root = media_root(args.media, *guesses)
-    items = list(clotho_items(source))
+    items = list(guarded(clotho_items(source), source))
     prepare(args, "clotho", KIND, lambda: items, {"audio": root}, [source], partial(len, items))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from dataset_prep.prep.command import make_parser, media_root, prepare, run_command
 from dataset_prep.prep.grouping import Captioned, group
 from dataset_prep.prep.items import Drop, Item
-from dataset_prep.prep.tables import load_json
+from dataset_prep.prep.tables import guarded, load_json, text
 
 KIND = "ti-cap"
 SPLITS = ("train", "restval")
@@ -74,33 +74,33 @@ def _karpathy(images: list[Any], splits: tuple[str, ...]) -> Iterator[Captioned]
             name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
             sentences = image.get("sentences") or []
             texts = [s.get("raw") if isinstance(s, dict) else s for s in sentences]
-            yield Captioned(index, str(image.get("cocoid") or name), coco_names(name), texts)
+            yield Captioned(index, text(image, "cocoid") or name, coco_names(name), texts)
 
 
 def _pairs(entries: list[Any]) -> Iterator[Captioned]:
     for index, entry in enumerate(entries):
-        name = entry.get("image") or entry.get("image_id") if isinstance(entry, dict) else None
+        name = text(entry, "image", "image_id")
         if not name:
             yield Captioned(index, "", (), None, "names no image")
         else:
-            yield Captioned(index, str(name), coco_names(name), entry.get("caption"))
+            yield Captioned(index, name, coco_names(name), entry.get("caption"))
 
 
 def _official(tree: dict[str, Any]) -> Iterator[Captioned]:
-    names = {image["id"]: image["file_name"] for image in tree.get("images", ()) if "file_name" in image}
+    names = {text(image, "id"): image["file_name"] for image in tree.get("images", ()) if "file_name" in image}
     for index, entry in enumerate(tree["annotations"]):
-        if not isinstance(entry, dict) or entry.get("image_id") is None:
+        image = text(entry, "image_id")
+        if not image:
             yield Captioned(index, "", (), None, "names no image")
         else:
-            image = entry["image_id"]
-            yield Captioned(index, str(image), coco_names(names.get(image, image)), entry.get("caption"))
+            yield Captioned(index, image, coco_names(names.get(image, image)), entry.get("caption"))
 
 
 def body(args: argparse.Namespace) -> None:
     folder = args.source.parent
     root = media_root(args.media, folder / "images", folder / "coco", folder)
     splits = tuple(s.strip() for s in args.splits.split(",") if s.strip())
-    items = list(coco_items(args.source, splits))
+    items = list(guarded(coco_items(args.source, splits), args.source))
     settings = {"splits": list(splits)}
     total = partial(len, items)
     prepare(args, "coco_caption", KIND, lambda: items, {"image": root}, [args.source], total, settings=settings)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatbridge.datasets.builder import one_sample
 from chatbridge.processors import MediaError, VideoProcessor
 from chatbridge.processors.sound_files import read_sound
 from dataset_prep.prep.command import make_parser, options, positive, run_command
@@ -35,7 +36,9 @@ def files_below(root: Path, extensions: tuple[str, ...]) -> list[str]:
     found = []
     for folder, _, names in os.walk(root, followlinks=True):
         relative = Path(os.path.relpath(folder, root))
-        found += [(relative / name).as_posix() for name in names if Path(name).suffix.lower() in extensions]
+        # macOS leaves a ._x.mp4 beside an x.mp4.
+        names = [name for name in names if Path(name).suffix.lower() in extensions and not name.startswith(".")]
+        found += [(relative / name).as_posix() for name in names]
     if not found:
         raise ValueError(f"{root} holds no files that end in {' '.join(extensions)}")
     return sorted(found)
@@ -56,10 +59,11 @@ class Extract:
         part = Part(read=len(items))
         for item in items:
             try:
-                part.kept.append(self._one(item))
-            except MediaError as error:
-                reason = SILENT if "no sound track" in error.reason else UNREADABLE
-                part.dropped.append(Drop(item.id, reason, error.reason, item.where))
+                with one_sample:
+                    part.kept.append(self._one(item))
+            except ValueError as error:
+                told = getattr(error, "reason", str(error))
+                part.dropped.append(Drop(item.id, SILENT if "no sound track" in told else UNREADABLE, told, item.where))
         return part
 
     def _one(self, item: Item) -> dict:

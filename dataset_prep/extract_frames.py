@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatbridge.processors import MediaError, VideoProcessor
+from chatbridge.datasets.builder import one_sample
+from chatbridge.processors import VideoProcessor
 from dataset_prep.extract_audio import files_below, video_items
 from dataset_prep.prep.command import make_parser, options, positive, run_command, whole
 from dataset_prep.prep.frames import write_frames
@@ -37,9 +38,11 @@ class Extract:
         for item in items:
             folder = self.out / item.id
             try:
-                count = write_frames(self.root / item.where, folder, self.frames, self.fps, self.size, self.quality)
-            except MediaError as error:
-                part.dropped.append(Drop(item.id, UNREADABLE, error.reason, item.where))
+                with one_sample:
+                    count = write_frames(self.root / item.where, folder, self.frames, self.fps, self.size, self.quality)
+            except ValueError as error:
+                told = getattr(error, "reason", str(error))
+                part.dropped.append(Drop(item.id, UNREADABLE, told, item.where))
                 continue
             sizes = [file.stat().st_size for file in sorted(folder.glob("*.jpg"))]
             part.kept.append({"folder": item.id, "video": item.where, "frames": count, "bytes": sum(sizes)})

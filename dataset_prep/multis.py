@@ -11,6 +11,7 @@ published weights and batch sizes.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -192,6 +193,16 @@ def pairs(given: list[str], what: str, keys: list[str]) -> dict[str, str]:
     return found
 
 
+def _share(name: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < math.inf:
+        raise ValueError(f"--weight {name}={text}: expected a number from 0 up")
+    return share
+
+
 def prepare_set(args: argparse.Namespace, name: str, files: list[Path], roots: dict[str, Path]) -> dict[str, Any]:
     """Prepare one dataset; returns its manifest."""
     plan = SETS[name]
@@ -232,7 +243,7 @@ def body(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.source} is not a folder")
     names = list(SETS)
     media = pairs(args.media, "--media", [f"{n}.{m}" for n in names for m in SETS[n].media])
-    weights = {n: float(w) for n, w in pairs(args.weight, "--weight", names).items()}
+    weights = {n: _share(n, w) for n, w in pairs(args.weight, "--weight", names).items()}
     annotations = pairs(args.annotations, "--annotations", names)
     only = list(pairs([f"{n}=1" for n in args.only.split(",")], "--only", names)) if args.only else names
     known = files_by_name(args.source)

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.datasets import TaskKind
+from chatbridge.datasets.builder import one_sample
 from chatbridge.processors import MediaError, MediaLoader
 from chatbridge.processors.base import MissingMedia
 from dataset_prep.prep.command import make_parser, options, positive, run_command
-from dataset_prep.prep.entries import SHARED, media_arguments, read_entry
-from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
+from dataset_prep.prep.entries import SHARED, fault_reason, media_arguments, read_entry
+from dataset_prep.prep.items import MISSING, UNREADABLE, Drop, Item, Part
 from dataset_prep.prep.job import Job, hash_of, summary
-from dataset_prep.prep.media import CHECKS, check_media, processors
+from dataset_prep.prep.media import CHECKS, check_media, inside, processors
 from dataset_prep.prep.tables import count, rows
 from dataset_prep.prep.tars import INDEX, TarWriter, write_index
 
@@ -52,12 +53,12 @@ class Shard:
         usable = []
         for item in items:
             try:
-                usable.append((item.id, *self._members(item)))
+                with one_sample:
+                    usable.append((item.id, *self._members(item)))
             except MissingMedia as error:
                 part.dropped.append(Drop(item.id, MISSING, str(error), item.where))
-            except MediaError as error:
-                unsafe = "below its media folder" in error.reason
-                part.dropped.append(Drop(item.id, UNSAFE if unsafe else UNREADABLE, str(error), item.where))
+            except ValueError as error:
+                part.dropped.append(Drop(item.id, fault_reason(str(error), UNREADABLE), str(error), item.where))
         if usable:
             with TarWriter(self.out / f"{number:06d}.tar") as tar:
                 for key, members, entry in usable:
@@ -70,9 +71,9 @@ class Shard:
         paths: dict[Path, str] = {}
         named: dict[str, Any] = {}
         for modality, names in item.media.items():
-            inside = []
+            written = []
             for place, name in enumerate(names):
-                path = self.loader.find(modality, name)
+                path = inside(self.loader.find(modality, name), self.roots[modality])
                 if path.is_dir():
                     raise MediaError(name, "is a folder of frames; a tar takes the video itself")
                 if not path.suffix[1:]:
@@ -80,8 +81,8 @@ class Shard:
                 check_media(modality, path, self.check, self.loader.processors[modality])
                 if path not in paths:
                     paths[path] = self._ending(path, modality, place, len(names), set(paths.values()))
-                inside.append(f"{item.id}.{paths[path]}")
-            named[f"{modality}_id"] = inside[0] if len(inside) == 1 else inside
+                written.append(f"{item.id}.{paths[path]}")
+            named[f"{modality}_id"] = written[0] if len(written) == 1 else written
         entry = {name: value for name, value in item.entry.items() if name not in SHARED or name in named}
         return {ending: path for path, ending in paths.items()}, {**entry, **named}
 
@@ -103,7 +104,7 @@ def keys(annotations: Path, kinds: Sequence[TaskKind]) -> Iterator[Item | Drop]:
         where = f"{annotations.name}: entry {index}"
         record, problems = read_entry(entry, index, kinds)
         if record is None or problems:
-            yield Drop(record.id if record else "", MALFORMED, "; ".join(problems), where)
+            yield Drop(record.id if record else "", fault_reason(problems[0]), "; ".join(problems), where)
             continue
         media = {m: record.files_of(m) for kind in kinds for m in kind.modalities if record.files_of(m)}
         stem = record.id
@@ -138,8 +139,6 @@ def body(args: argparse.Namespace) -> None:
     manifest = job.run(options(args))
     print(summary(manifest, args.out))
     print(f"  {manifest['samples']:,} samples in {manifest['shards']:,} tars: {args.out / INDEX}")
-    if not manifest["samples"]:
-        raise ValueError(f"{args.out}: not one sample could be written; see dropped.jsonl there")
 
 
 def _finish(kind: str, out: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:

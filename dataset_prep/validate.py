@@ -1,9 +1,9 @@
-"""Read every sample of a run's datasets, or of one annotation file, as training would, and list all that is wrong.
+"""Read every sample of a run's datasets, or of one annotation file, as training does, and list all that is wrong.
 
 Malformed entries (wrong types, missing keys, questions without answers, lists of different lengths), names that leave
 the media folder, missing and unreadable media, samples that cannot be written in the task's number of tokens: each
-with file, index and reason. Exit status 0 when nothing is wrong, else 1. With --out the report is kept, and an
-interrupted run goes on where it stopped.
+with file, index and reason. The datasets are those of training, so that what passes here is read there. Exit status 0
+when nothing is wrong, else 1. With --out the report is kept, and an interrupted run goes on where it stopped.
 
   python -m dataset_prep.validate --cfg-path train_configs/chatbridge_pretrain.yaml --json
   python -m dataset_prep.validate --annotations data/clotho/annotations.json --kind ta-cap --media data/clotho/audio
@@ -22,7 +22,7 @@ from typing import Any
 from chatbridge.datasets import TaskKind
 from dataset_prep.prep.command import add_running, options, run_command
 from dataset_prep.prep.entries import media_arguments
-from dataset_prep.prep.job import DROPPED, Job
+from dataset_prep.prep.job import DROPPED, Job, json_lines
 from dataset_prep.prep.validation import Spec, Validate, subject
 
 SHOWN = 20
@@ -37,12 +37,14 @@ def specification(args: argparse.Namespace) -> Spec:
     """
     if (args.cfg_path is None) == (args.annotations is None):
         raise ValueError("give either --cfg-path CFG, or --annotations FILE --kind KIND --media DIR")
+    tokenizer = "" if args.tokenizer is None else str(args.tokenizer)
     if args.cfg_path is not None:
-        return Spec(cfg_path=str(args.cfg_path), overrides=tuple(args.options))
+        return Spec(cfg_path=str(args.cfg_path), overrides=tuple(args.options), tokenizer=tokenizer)
     if not args.kind:
         raise ValueError("--annotations needs --kind: what its entries are for (ti-cap, tva-conv, ta-shortqa ...)")
     media = media_arguments(args.media, TaskKind.parse_all(args.kind))
-    return Spec(annotations=str(args.annotations), kind=args.kind, media=tuple(media.items()))
+    files = {"annotations": str(args.annotations), "kind": args.kind, "media": tuple(media.items())}
+    return Spec(**files, tokenizer=tokenizer)
 
 
 def validate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -50,20 +52,20 @@ def validate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     spec = specification(args)
     subject.cache_clear()  # the files may have changed since this process last looked
     found = subject(spec)
-    files = [Path(file) for plan in found.plans.values() for file in plan.files]
     job = Job(
         name="validate",
         out=out,
         items=found.items,
         work=Validate(spec),
         settings={"what": vars(spec)},
-        inputs=[file for file in dict.fromkeys(files) if file.is_file()],
+        inputs=[file for file in dict.fromkeys(found.inputs) if file.is_file()],
         total=found.total,
         listing=None,
         chunk=32,
+        keeps=False,
     )
     manifest = job.run(options(args))
-    problems = [json.loads(line) for line in (out / DROPPED).read_text(encoding="utf-8").splitlines()]
+    problems = json_lines(out / DROPPED)
     counts = manifest["counts"]
     return {
         "ok": not problems,
@@ -126,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--annotations", type=Path, help="instead, one annotation file")
     parser.add_argument("--kind", help="its task kind: ti-cap, tva-conv, ta-shortqa ...")
     parser.add_argument("--media", action="append", default=[], metavar="[MODALITY=]DIR", help="its media folders")
+    parser.add_argument("--tokenizer", type=Path, help="of the language model; by default the one of the YAML")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.add_argument("--all", action="store_true", help="print every problem, not only the first")
     parser.add_argument("--out", type=Path, help="keep the report here; an interrupted run can then go on")

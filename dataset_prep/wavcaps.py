@@ -11,17 +11,19 @@ Every source becomes a dataset of its own: DEST/audioset_sl, bbc, freesound and 
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from chatbridge.common.documents import open_regular
 from chatbridge.processors import AudioProcessor
 from dataset_prep.prep.command import make_parser, media_root, prepare, run_command
 from dataset_prep.prep.downloads import captioned
 from dataset_prep.prep.items import MALFORMED, Drop, Item
 from dataset_prep.prep.media import index_by_stem
-from dataset_prep.prep.tables import column, count, load_json, rows
+from dataset_prep.prep.tables import count, load_json, rows, text
 
 KIND = "ta-cap"
 EXCLUDED = "on the exclusion list"
@@ -51,11 +53,11 @@ def wavcaps_items(file: Path, index: dict[str, str], excluded: frozenset[str]) -
     """
     for number, entry in rows(file, "data" if _is_object(file) else None):
         where = f"{file.name}: entry {number}"
-        sound = column(entry, ("id", "audio"))
-        if sound is None or not str(sound).strip():
+        sound = text(entry, "id", "audio")
+        if not sound:
             yield Drop("", MALFORMED, "has neither id nor audio", where)
             continue
-        stem = stem_of(str(sound).strip())
+        stem = stem_of(sound)
         if stem in excluded:
             yield Drop(stem, EXCLUDED, "", where)
             continue
@@ -63,8 +65,8 @@ def wavcaps_items(file: Path, index: dict[str, str], excluded: frozenset[str]) -
 
 
 def _is_object(file: Path) -> bool:
-    with file.open(encoding="utf-8-sig") as stream:
-        return stream.read(64).lstrip().startswith("{")
+    with open_regular(file) as stream:
+        return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def exclusion_list(files: list[Path]) -> dict[str, frozenset[str]]:

@@ -21,7 +21,7 @@ from dataset_prep.prep.command import make_parser, media_root, prepare, run_comm
 from dataset_prep.prep.downloads import captioned, count_downloads, download_items, is_download
 from dataset_prep.prep.in_place import index_tars
 from dataset_prep.prep.items import MALFORMED, Drop, Item
-from dataset_prep.prep.tables import column, count, rows
+from dataset_prep.prep.tables import count, rows, text
 
 KIND = "tv-cap"
 
@@ -30,12 +30,11 @@ def webvid_items(source: Path) -> Iterator[Item | Drop]:
     """One sample per row of the table."""
     for index, row in rows(source):
         where = f"{source.name}: row {index}"
-        video = column(row, ("videoid", "video_id", "id"))
-        if video is None or not str(video).strip():
+        video = text(row, "videoid", "video_id", "id")
+        if not video:
             yield Drop("", MALFORMED, "has no videoid", where)
             continue
-        video = str(video).strip()
-        page = str(column(row, ("page_dir",)) or "").strip()
+        page = text(row, "page_dir")
         names = ([f"{page}/{video}"] if page else []) + [video]
         yield captioned(video, row, {"video": tuple(names)}, where)
 

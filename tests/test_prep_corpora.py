@@ -139,7 +139,7 @@ def test_cc_sbu_laion_says_what_a_source_lacks(tmp_path, capsys):
     assert "columns: caption, picture" in said and "--file-column" in said
     corpora.jpeg(tmp_path / "1.jpg")
     run(cc_sbu_laion, table, "--media", tmp_path, "--out", tmp_path / "o", "--file-column", "picture", "--overwrite")
-    assert "does not exist" not in fails(capsys, cc_sbu_laion, tmp_path / "no.json", "--out", tmp_path / "p")
+    assert "no.json: does not exist" in fails(capsys, cc_sbu_laion, tmp_path / "no.json", "--out", tmp_path / "p")
 
 
 # COCO

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 
 import numpy as np
@@ -12,6 +11,7 @@ import soundfile
 import webdataset
 from PIL import Image
 
+from chatbridge.datasets.shards import scan
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -22,7 +22,6 @@ from chatbridge.processors import (
     VideoProcessor,
 )
 from dataset_prep import extract_audio, extract_frames, shards
-from dataset_prep.prep.tars import tar_samples
 from tests import prep_corpora as corpora
 from tests.media_files import tone, write_video
 from tests.prep_corpora import dropped, fails, manifest, run
@@ -177,7 +176,7 @@ def test_shards_are_what_webdataset_reads(tmp_path, captioned):
     for shard in index["shards"]:
         data = (out / shard["file"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
-        assert shard["samples"] == len(list(tar_samples(out / shard["file"])))
+        assert shard["samples"] == len(scan(out / shard["file"]))
     reasons = {"unreadable media": 3, "missing media": 1, "path outside the media folder": 1, "malformed annotation": 1}
     assert manifest(out)["reasons"] == reasons
 
@@ -232,21 +231,3 @@ def test_shards_of_several_pictures_and_of_shared_endings(tmp_path):
     entry = json.loads(found["a"]["json"])
     assert entry["image_id"] == ["a.0.jpg", "a.1.png"] and entry["question_id"] == 7
     assert set(found["c_json"]) == {"jpg", "json"}
-
-
-def test_a_cut_tar_gives_what_is_whole_and_then_says_so(tmp_path):
-    members = {f"{n}.jpg": corpora.jpeg_bytes() for n in range(3)}
-    tar = corpora.write_tar(tmp_path / "a.tar", members)
-    whole = tar.read_bytes()
-    assert [key for key, _ in tar_samples(tar)] == ["0", "1", "2"]
-    block = len(whole[: whole.index(b"2.jpg")])
-    for length in (block + 700, block + 100, block):
-        tar.write_bytes(whole[:length])
-        found = []
-        with pytest.raises(ValueError, match="a.tar"):
-            found += [found.append(key) for key, _ in tar_samples(tar)]
-        assert found[:1] == ["0"] and "2" not in found
-    buffer = io.BytesIO(b"no tar at all" * 100)
-    tar.write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="is not a readable tar"):
-        list(tar_samples(tar))

@@ -284,7 +284,8 @@ def test_other_sets_join_with_a_weight(tmp_path):
         (["--only", "vqa2"], "there is no 'vqa2'; did you mean 'vqav2'?"),
         (["--media", "vqav2.audio=x"], "there is no 'vqav2.audio'"),
         (["--weight", "vqav2"], "expected NAME=VALUE"),
-        (["--weight", "vqav2=much"], "could not convert"),
+        (["--weight", "vqav2=much"], "expected a number"),
+        (["--weight", "vqav2=nan"], "expected a number"),
         ([], "not one dataset of MULTIS is there"),
     ],
 )

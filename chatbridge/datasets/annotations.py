@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chatbridge.common.documents import DocumentError, open_regular, parse_json
 from chatbridge.common.json_lists import json_entries
@@ -19,6 +19,14 @@ from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 
 _MISSPELT = {"captions": "caption", "questions": "question", "answers": "answer", "conversation": "conversations"}
+
+
+class BadEntry(NamedTuple):
+    """An entry that does not serve: its number in the file, its id where it has one, and what is wrong, in words."""
+
+    number: int
+    id: str
+    faults: list[str]
 
 
 class AnnotationFile(Sequence):
@@ -33,7 +41,7 @@ class AnnotationFile(Sequence):
         compat: as for `Record.parse`.
 
     Attributes:
-        bad: (its number in the file, everything that is wrong with it) of each entry that was left out.
+        bad: the entries that were left out.
 
     Raises:
         ValueError: a file that is missing, not JSON, not a list, or empty; bad entries, with file, index and reason.
@@ -52,12 +60,13 @@ class AnnotationFile(Sequence):
         self.path = Path(path)
         self.kinds = tuple(kinds)
         self.compat = compat
-        self.bad: list[tuple[int, list[str]]] = []
+        self.bad: list[BadEntry] = []
         self._starts, self._ends, self._left_out = array("q"), array("q"), array("q")
         self._map: mmap.mmap | None = None
         for index, (entry, start, end) in enumerate(self._entries()):
-            if faults := entry_faults(entry, index, self.kinds, answered, compat):
-                self.bad.append((index, faults))
+            record, faults = checked_entry(entry, index, self.kinds, answered, compat)
+            if faults:
+                self.bad.append(BadEntry(index, record.id if record else "", faults))
                 self._left_out.append(index - len(self._left_out))
                 continue
             self._starts.append(start)
@@ -71,7 +80,7 @@ class AnnotationFile(Sequence):
     @property
     def skipped(self) -> list[str]:
         """What was left out, a line each."""
-        return [f"{self.path}: entry {index}: {'; '.join(faults)}" for index, faults in self.bad]
+        return [f"{self.path}: entry {entry.number}: {'; '.join(entry.faults)}" for entry in self.bad]
 
     def number(self, place: int) -> int:
         """Which entry of the file stands at a place, those counted that were left out."""
@@ -107,19 +116,22 @@ class AnnotationFile(Sequence):
             raise DocumentError(self.path, f"cannot be read ({error.strerror or error})") from error
 
 
-def entry_faults(
+def checked_entry(
     entry: Any, index: int, kinds: Sequence[TaskKind], answered: bool = True, compat: str = "default"
-) -> list[str]:
-    """Everything that is wrong with an entry, in words; arguments are those of `Record.parse` and `AnnotationFile`."""
+) -> tuple[Record | None, list[str]]:
+    """The record of an entry (None where none can be made), and everything that is wrong with it, in words.
+
+    Arguments are those of `Record.parse` and `AnnotationFile`.
+    """
     try:
         record = Record.parse(entry, index, compat)
     except ValueError as error:
-        return [str(error)]
+        return None, [str(error)]
     if len(kinds) == 1:
         found = record.faults(kinds[0], answered)
     else:
         found = list(dict.fromkeys(fault for kind in kinds for fault in record.faults(kind, answered)))
-    return [fault + _hint(entry, fault) for fault in found]
+    return record, [fault + _hint(entry, fault) for fault in found]
 
 
 def _hint(entry: Any, fault: str) -> str:

@@ -96,7 +96,9 @@ def find_shards(patterns: Sequence[str], folder: Path | None, index: Path | None
 
 def _local(pattern: str, folder: Path | None) -> list[str]:
     path = Path(pattern) if folder is None else folder / pattern
-    found = [path] if not any(sign in pattern for sign in "*?[") else sorted(path.parent.glob(path.name))
+    found = [path]
+    if any(sign in pattern for sign in "*?["):  # hidden files, macOS' ._000.tar among them, are named by a dot only
+        found = sorted(p for p in path.parent.glob(path.name) if path.name[0] == "." or p.name[0] != ".")
     if not found:
         raise ValueError(f"shards: no file is called '{path}'")
     # What a file is called is data, too: "pipe:... .tar" stays a file.

@@ -111,8 +111,6 @@ def prepare(
     )
     manifest = job.run(options(args))
     print(summary(manifest, out))
-    if not manifest["counts"]["kept"]:
-        raise ValueError(f"{out}: nothing was kept; see {out / 'dropped.jsonl'} for the reasons")
     return manifest
 
 

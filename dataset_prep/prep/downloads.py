@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_prep.prep.items import DEAD_LINK, EMPTY, MALFORMED, Drop, Item
-from dataset_prep.prep.tables import column, count, load_json, rows
+from dataset_prep.prep.tables import column, count, load_json, rows, text
 from dataset_prep.prep.texts import captions, one_or_list
 
 CAPTION_COLUMNS = ("caption", "text", "title", "name")
@@ -32,14 +32,14 @@ def download_items(folder: Path, modality: str) -> Iterator[Item | Drop]:
             for index, row in rows(table):
                 yield _downloaded(row, shard.name, modality, f"{table.name}: row {index}")
         else:
-            for sidecar in sorted(shard.glob("*.json")):
+            for sidecar in sorted(_sidecars(shard)):
                 where = f"{shard.name}/{sidecar.name}"
                 try:
                     row = load_json(sidecar)
                 except ValueError as error:
                     yield Drop(sidecar.stem, MALFORMED, str(error), where)
                     continue
-                row = row if isinstance(row, dict) else {}
+                row = {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else {}
                 yield _downloaded({"key": sidecar.stem, **row}, shard.name, modality, where)
 
 
@@ -48,15 +48,19 @@ def count_downloads(folder: Path) -> int:
     total = 0
     for shard in (p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()):
         table = folder / f"{shard.name}.parquet"
-        total += count(table) if table.exists() else sum(1 for _ in shard.glob("*.json"))
+        total += count(table) if table.exists() else sum(1 for _ in _sidecars(shard))
     return total
 
 
+def _sidecars(shard: Path) -> Iterator[Path]:
+    """The ``.json`` of every sample (macOS leaves a ``._x.json`` beside an x.json)."""
+    return (file for file in shard.glob("*.json") if not file.name.startswith("."))
+
+
 def _downloaded(row: dict[str, Any], shard: str, modality: str, where: str) -> Item | Drop:
-    key = str(row.get("key") or "")
-    status = row.get("status")
-    if status is not None and status != "success":
-        return Drop(key, DEAD_LINK, str(row.get("error_message") or status), where)
+    key, status = text(row, "key"), text(row, "status")
+    if status and status != "success":
+        return Drop(key, DEAD_LINK, text(row, "error_message") or status, where)
     if not key:
         return Drop("", MALFORMED, "has no key", where)
     return captioned(key, row, {modality: (f"{shard}/{key}",)}, where)
@@ -86,14 +90,13 @@ def table_items(path: Path, modality: str, file_column: str | None = None) -> It
             why = row.get("") if isinstance(row, dict) else f"is {type(row).__name__}, not an object"
             yield Drop("", MALFORMED, str(why), where)
             continue
-        name = column(row, names)
-        if index == 0 and name is None:
+        name = text(row, *names)
+        if index == 0 and not {name.lower() for name in names} & {str(key).strip().lower() for key in row}:
             raise ValueError(
                 f"{path}: no column names the files (columns: {', '.join(map(str, row))}; looked for "
                 f"{', '.join(names)}); name it with --file-column, or give the folder that the downloader wrote"
             )
-        if name is None or not str(name).strip():
-            yield Drop(str(row.get("id") or ""), MALFORMED, "names no file", where)
+        if not name:
+            yield Drop(text(row, "id"), MALFORMED, "names no file", where)
             continue
-        name = str(name).strip()
         yield captioned(name, row, {modality: (name,)}, where)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from chatbridge.common.registry import nearest
 from chatbridge.datasets import Record, TaskKind
+from chatbridge.datasets.annotations import checked_entry
+from chatbridge.datasets.kinds import CONVERSATION, FIRST_PAIR
 from chatbridge.processors.text import pre_caption
+from dataset_prep.prep.items import MALFORMED, UNSAFE
 
 SHARED = ("video_id", "image_id")
-_MISSPELT = {"captions": "caption", "questions": "question", "answers": "answer", "conversation": "conversations"}
 
 
 def media_arguments(given: Sequence[str], kinds: Sequence[TaskKind]) -> dict[str, str]:
@@ -37,56 +39,28 @@ def media_arguments(given: Sequence[str], kinds: Sequence[TaskKind]) -> dict[str
     return folders
 
 
-def read_entry(
-    entry: Any, index: int, kinds: Sequence[TaskKind], answered: bool = True
-) -> tuple[Record | None, list[str]]:
+def read_entry(entry: Any, index: int, kinds: Sequence[TaskKind]) -> tuple[Record | None, list[str]]:
     """The record of an entry, and what is wrong with it in words; the record is None when it cannot be made.
 
-    Finds more than the first mistake, and texts that are there but empty.
+    Finds what training refuses, and texts that are there but empty.
     """
-    if not isinstance(entry, Mapping):
-        return None, [f"an entry must be a JSON object, not {type(entry).__name__}"]
-    problems = misnamed(entry, kinds)
-    try:
-        record = Record.parse(entry, index)
-    except ValueError as error:
-        return None, [*problems, str(error)]
-    for kind in kinds:
-        try:
-            record.check(kind, answered)
-        except ValueError as error:
-            text = str(error)
-            near = next((k for k, v in _MISSPELT.items() if k in entry and f"lacks {v}" in text), None)
-            text += f" (it has '{near}': did you mean '{_MISSPELT[near]}'?)" if near else ""
-            if text not in problems:
-                problems.append(text)
-    return record, problems + _empty_texts(record, kinds)
+    record, faults = checked_entry(entry, index, kinds)
+    return record, faults + (empty_texts(record, kinds) if record is not None else [])
 
 
-def misnamed(entry: Mapping[str, Any], kinds: Sequence[TaskKind]) -> list[str]:
-    """Keys that should name files and hold something else: such files cannot even be looked for."""
-    problems = []
-    for key in dict.fromkeys([f"{m}_id" for kind in kinds for m in kind.modalities] + list(SHARED)):
-        if key not in entry:
-            continue
-        values = entry[key] if isinstance(entry[key], list) else [entry[key]]
-        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (str, int))]
-        if wrong:
-            problems.append(f"'{key}' must be a file name, not {type(wrong[0]).__name__}")
-        elif not values or any(not str(v).strip() for v in values):
-            problems.append(f"'{key}' names no file")
-    return problems
+def fault_reason(fault: str, otherwise: str = MALFORMED) -> str:
+    """The reason that a sample with a fault is counted under."""
+    return UNSAFE if "below its media folder" in fault or "out of its media folder" in fault else otherwise
 
 
-def _empty_texts(record: Record, kinds: Sequence[TaskKind]) -> list[str]:
+def empty_texts(record: Record, kinds: Sequence[TaskKind]) -> list[str]:
+    """Texts from which nothing is learnt. Training does not refuse them: it may never draw them."""
     problems = []
     if any(kind.kind == "cap" for kind in kinds):
         empty = [text for text in record.captions if not pre_caption(text).strip()]
         if empty:
             problems.append(f"caption {empty[0]!r} has no words once it is cleaned")
-    if any(kind.asks for kind in kinds) and any(not question.strip() for question, _ in record.pairs):
-        problems.append("has an empty question")
-    for place, (_, text) in enumerate(record.turns):
-        if not text.strip():
-            problems.append(f"conversations[{place}].value is empty")
+    if any(kind.kind in (*FIRST_PAIR, CONVERSATION) for kind in kinds):
+        blank = [place for place, (_, text) in enumerate(record.turns) if not text.strip()]
+        problems += [f"conversations[{place}].value is empty" for place in blank]
     return problems

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from chatbridge.processors import MediaError
+from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.local_shards import Extent, LocalShards
+from chatbridge.datasets.shard_samples import annotation, members_of
+from chatbridge.datasets.shards import LINKED_FOLDER, Shard, scan
 from chatbridge.processors.base import Blob
+from chatbridge.processors.text import pre_caption
 from dataset_prep.prep.command import options
-from dataset_prep.prep.downloads import captioned
-from dataset_prep.prep.items import DEAD_LINK, MALFORMED, MISSING, UNREADABLE, Drop, Item, Part
+from dataset_prep.prep.items import DEAD_LINK, EMPTY, MALFORMED, MISSING, UNREADABLE, Drop, Item, Part
 from dataset_prep.prep.job import Job, hash_of, sha256, summary
 from dataset_prep.prep.media import check_media, link_folder, processors
 from dataset_prep.prep.tables import rows
-from dataset_prep.prep.tars import tar_samples, write_index
+from dataset_prep.prep.tars import write_index
 
-TRUNCATED = "truncated tar"
+TRUNCATED, DAMAGED = "truncated tar", "damaged tar"
 
 
 @dataclass
@@ -37,69 +39,83 @@ class TarCheck:
         return part
 
     def _tar(self, path: Path, item: Item, part: Part) -> None:
-        good, problems, dead = 0, [], Counter(_dead_links(path))
-        total, media = 0, [0, 0, 0]
+        """Everything in a tar, by the reader of training."""
+        part.read += 1
         try:
-            for key, members in tar_samples(path):
-                total += 1
-                problem = self._problem(key, members, path.name)
-                if problem is None:
-                    good += 1
-                    size = sum(len(data) for ending, data in members.items() if ending not in ("txt", "json"))
-                    media = [media[0] + 1, media[1] + size, media[2] + hash_of(f"{path.name}/{key}\0{size}")]
-                else:
-                    problems.append(problem)
-        except ValueError as error:
-            # A reader would fail in the middle of it at every epoch: better without it, and told so.
-            part.dropped.append(Drop(item.id, TRUNCATED, f"after {total} samples: {error}", path.name))
-            part.read += 1
+            table = scan(path)
+        except (ValueError, OSError) as error:
+            part.dropped.append(Drop(item.id, DAMAGED, str(getattr(error, "reason", error)), path.name))
             return
-        part.read += total + sum(dead.values())
+        if table.problem is not None:
+            # A reader would fail in the middle of it at every epoch: better without it, and told so.
+            reason = TRUNCATED if "is cut off" in table.problem else DAMAGED
+            part.dropped.append(Drop(item.id, reason, f"after {len(table)} samples: it {table.problem}", path.name))
+            return
+        reader, dead = LocalShards([Shard(str(path))]), Counter(_dead_links(path))
+        good, problems, media = 0, [], [0, 0, 0]
+        for number in range(len(table)):
+            key, size, problem = self._sample(path, reader, number)
+            if problem is None:
+                good += 1
+                media = [media[0] + 1, media[1] + size, media[2] + hash_of(f"{path.name}/{key}\0{size}")]
+            else:
+                problems.append(problem)
+        part.read += len(table) + sum(dead.values()) - 1
         part.dropped += problems
         part.counted = dict(Counter(part.counted) + dead)
         part.samples += good
         part.media[self.modality] = [
             a + b for a, b in zip(part.media.get(self.modality, [0, 0, 0]), media, strict=True)
         ]
-        line = {"file": f"shards/{path.name}", "samples": total, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        size = path.stat().st_size
+        line = {"file": f"{LINKED_FOLDER}/{path.name}", "samples": len(table), "bytes": size, "sha256": sha256(path)}
         part.kept.append(line | ({"unusable": len(problems)} if problems else {}))
 
-    def _problem(self, key: str, members: dict[str, bytes], tar: str) -> Drop | None:
-        where = f"{tar}/{key}"
-        processor = _processor(self.modality)
-        pictures = [ending for ending in members if f".{ending}" in processor.extensions]
-        if not pictures:
-            return Drop(key, MISSING, f"no {self.modality} in the tar (has: {', '.join(members) or 'nothing'})", where)
-        row: dict[str, Any] = {"caption": members["txt"].decode("utf-8", "replace")} if "txt" in members else {}
-        if "json" in members:
-            try:
-                described = _object(members["json"])
-            except ValueError as error:
-                return Drop(key, MALFORMED, f"{key}.json: {error}", where)
-            row = {**row, **{k: v for k, v in described.items() if v is not None}}
-        found = captioned(key, row, {}, where)
-        if isinstance(found, Drop):
-            return found
+    def _sample(self, path: Path, reader: LocalShards, number: int) -> tuple[str, int, Drop | None]:
+        """(key, bytes of its media, what is wrong with it) of a sample, as training would find it."""
+        key, found, size = f"#{number}", {}, 0
         try:
-            for ending in pictures:
-                check_media(self.modality, Blob(f"{key}.{ending}", members[ending]), self.check, processor)
-        except MediaError as error:
-            return Drop(key, UNREADABLE, f"{error.source}: {error.reason}", where)
-        return None
+            with one_sample:
+                key, found = reader.entry(0, number)
+                size = sum(part.size for part in found.values() if isinstance(part, Extent))
+                self._check(f"{path.name}/{key}", reader, {"__key__": key, **found})
+        except _Unusable as problem:
+            return key, size, Drop(key, problem.reason, str(problem), f"{path.name}/{key}")
+        except ValueError as error:
+            source, told = str(getattr(error, "source", key)), getattr(error, "reason", str(error))
+            reason = MALFORMED if source.endswith(".json") else UNREADABLE
+            return key, size, Drop(key, reason, f"{source.rpartition('/')[2]}: {told}", f"{path.name}/{key}")
+        return key, size, None
+
+    def _check(self, where: str, reader: LocalShards, members: dict[str, Any]) -> None:
+        """Raise ValueError for a sample that training could not use."""
+        processor = _processor(self.modality)
+        endings = [ending for ending in members if ending != "__key__"]
+        if not any(f".{ending}".endswith(processor.extensions) for ending in endings):
+            raise _Unusable(MISSING, f"no {self.modality} in the tar (has: {', '.join(endings) or 'nothing'})")
+        if not {"txt", "json"} & set(endings):
+            raise _Unusable(EMPTY)
+        record = annotation(where, members, ())
+        if not any(pre_caption(text).strip() for text in record.captions):
+            told = record.problems.get("caption", "")
+            raise _Unusable(MALFORMED if told else EMPTY, told)
+        for ending in members_of(where, record, self.modality, members, processor.extensions):
+            blob = Blob(f"{members['__key__']}.{ending}", reader.bytes_at(0, members[ending]))
+            check_media(self.modality, blob, self.check, processor)
+
+
+class _Unusable(ValueError):
+    """A sample that training could not use."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(detail)
+        self.reason = reason
 
 
 @cache
 def _processor(modality: str) -> Any:
     """The modality's processor, made once in every process."""
     return processors()[modality]
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object in a tar member. Raises ValueError."""
-    tree = json.loads(data.decode("utf-8"))
-    if not isinstance(tree, dict):
-        raise ValueError(f"is {type(tree).__name__}, not an object")
-    return tree
 
 
 def _dead_links(tar: Path) -> dict[str, int]:
@@ -113,12 +129,12 @@ def _dead_links(tar: Path) -> dict[str, int]:
 
 def index_tars(args: argparse.Namespace, name: str, kind: str, modality: str) -> None:
     """Index a folder of tars where it is."""
-    tars = sorted(args.source.glob("*.tar"))
-    link_folder(args.source, args.out / "shards")
+    tars = sorted(tar for tar in args.source.glob("*.tar") if not tar.name.startswith("."))
+    link_folder(args.source, args.out / LINKED_FOLDER)
     job = Job(
         name=name,
         out=args.out,
-        items=lambda: (Item(tar.name, {"tar": str(tar)}) for tar in tars),
+        items=lambda: (Item(tar.name, {"tar": str(tar.absolute())}) for tar in tars),
         work=TarCheck(modality, args.check),
         settings={"kind": kind, "check": args.check, "source": str(args.source.resolve()), "tars": len(tars)},
         total=lambda: len(tars),
@@ -130,8 +146,6 @@ def index_tars(args: argparse.Namespace, name: str, kind: str, modality: str) ->
     manifest = job.run(options(args))
     print(summary(manifest, args.out))
     print(f"  {manifest['samples']:,} samples in {manifest['shards']:,} tars: {args.out / 'index.json'}")
-    if not manifest["samples"]:
-        raise ValueError(f"{args.source}: not one usable tar")
 
 
 def _finish_index(kind: str, out: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:

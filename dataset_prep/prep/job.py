@@ -20,9 +20,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from chatbridge.common.documents import parse_json, read_json, read_text
 from dataset_prep.prep.items import DUPLICATE, Drop, Item
 from dataset_prep.prep.journal import Journal, changed
 from dataset_prep.prep.pool import Work, run_pieces
+from dataset_prep.prep.tables import guarded
 
 MANIFEST, DROPPED, PROGRESS = "manifest.json", "dropped.jsonl", ".progress.jsonl"
 FORMAT = 1
@@ -56,7 +58,9 @@ class Job:
         total: how many samples `items` gives, for the progress bar.
         listing: the output file (a JSON list of what is kept, or a table if it ends in .tsv), or None.
         chunk: samples per piece; unit: what the bar counts.
-        finish: called at the end with the destination and every kept line; what it returns joins the manifest.
+        finish: called at the end, if anything was kept, with the destination and every kept line; what it returns
+            joins the manifest.
+        keeps: whether something must be kept.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Job:
     chunk: int = 128
     unit: str = " samples"
     finish: Callable[[Path, list[dict[str, Any]]], dict[str, Any]] | None = None
+    keeps: bool = True
 
     def run(self, options: Options) -> dict[str, Any]:
         """Do what is left to do; returns the manifest.
@@ -77,6 +82,13 @@ class Job:
         Raises:
             ValueError: a destination that holds something else, unreadable sources, or nothing kept at all.
         """
+        manifest = self._run(options)
+        if self.keeps and not manifest["counts"]["kept"]:
+            print(summary(manifest, self.out))
+            raise ValueError(f"{self.out}: nothing was kept; see {self.out / DROPPED} for the reasons")
+        return manifest
+
+    def _run(self, options: Options) -> dict[str, Any]:
         self.out.mkdir(parents=True, exist_ok=True)
         signature = self._signature(options)
         if options.overwrite:
@@ -110,9 +122,11 @@ class Job:
         if not file.exists():
             return None
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
+            manifest = read_json(file)
         except ValueError:
             manifest = {}
+        if not isinstance(manifest, dict) or "counts" not in manifest:
+            manifest = {}  # damaged
         differs = changed(manifest.get("signature", {}), signature)
         if differs:
             raise ValueError(
@@ -125,7 +139,7 @@ class Job:
         seen: set[int] = set()
 
         def unique() -> Iterator[Item | Drop]:
-            for item in itertools.islice(self.items(), limit):
+            for item in itertools.islice(guarded(self.items(), *self.inputs), limit):
                 if isinstance(item, Item):
                     # Eight bytes of a hash instead of the id: a hundred million ids would not fit in memory.
                     key = hash_of(item.id)
@@ -199,7 +213,7 @@ class Job:
             "media": {m: {"files": n, "bytes": b, "names_and_sizes": f"{h % 2**64:016x}"} for m, (n, b, h) in found},
             "inputs": {str(path): sha256(path) for path in self.inputs},
         }
-        manifest |= self.finish(self.out, extra) if self.finish is not None else {}
+        manifest |= self.finish(self.out, extra) if self.finish is not None and counts["kept"] else {}
         files = [f for f in (listing, self.out / DROPPED) if f is not None and f.exists()]
         manifest["files"] = manifest.get("files", {}) | {f.name: sha256(f) for f in files}
         write_json(self.out / MANIFEST, manifest)
@@ -253,16 +267,22 @@ class _Replacing:
             self._temporary.unlink()
 
 
+def json_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines. Raises ValueError."""
+    return [parse_json(line, path) for line in read_text(path).split("\n") if line]
+
+
 def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file that is either the old or the new one, never half."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(temporary, path)
 
 
 def hash_of(text: str) -> int:
     """64 bits that stand for a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def sha256(path: Path) -> str:

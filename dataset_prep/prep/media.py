@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from chatbridge.datasets.builder import one_sample
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -147,9 +148,13 @@ class Placing:
         part = Part(read=len(items))
         for item in items:
             try:
-                names = {modality: self._one(part, modality, item) for modality in item.media}
+                with one_sample:
+                    names = {modality: self._one(part, modality, item) for modality in item.media}
             except _Unusable as problem:
                 part.dropped.append(Drop(item.id, problem.reason, problem.detail, item.where))
+                continue
+            except ValueError as error:
+                part.dropped.append(Drop(item.id, UNREADABLE, str(error), item.where))
                 continue
             keys = {f"{modality}_id": name for modality, name in names.items()}
             part.kept.append({"id": item.id, **keys, **item.entry})
@@ -158,11 +163,15 @@ class Placing:
     def _one(self, part: Part, modality: str, item: Item) -> str:
         """The name of one medium below its folder, checked and in its place."""
         path = self._find(modality, item.media[modality])
+        if path.is_dir() and modality != "video":
+            raise _Unusable(UNREADABLE, f"{modality} {path}: is a folder, a file was expected")
         name = path.relative_to(self.roots[modality]).as_posix()
         try:
             if modality == "video" and self.frames:
                 from dataset_prep.prep.frames import write_frames
 
+                if not Path(name).stem.strip("."):
+                    raise MediaError(name, "has no name that a folder of its frames could have")
                 name = str(Path(name).with_suffix("").as_posix())
                 target = self.out / self.folders[modality] / name
                 write_frames(path, target, self.frames, size=self.size)
@@ -173,7 +182,7 @@ class Placing:
                     copy_file(path, self.out / self.folders[modality] / name)
         except MediaError as error:
             raise _Unusable(UNREADABLE, f"{modality} {error.source}: {error.reason}") from error
-        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir())
+        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.is_file())
         totals = part.media.setdefault(modality, [0, 0, 0])
         totals[:] = totals[0] + 1, totals[1] + size, totals[2] + hash_of(f"{name}\0{size}")
         return name
@@ -182,7 +191,7 @@ class Placing:
         tried = []
         for name in names:
             try:
-                return self.loader.find(modality, name)
+                return inside(self.loader.find(modality, name), self.roots[modality])
             except MissingMedia:
                 tried.append(name)
             except MediaError as error:
@@ -191,7 +200,7 @@ class Placing:
         raise _Unusable(MISSING, f"no {modality} {tried[0] if tried else '(no name)'}{more}")
 
 
-class _Unusable(Exception):
+class _Unusable(ValueError):
     """A sample that must be left out."""
 
     def __init__(self, reason: str, detail: str):
@@ -199,11 +208,29 @@ class _Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
+def inside(path: Path, root: Path) -> Path:
+    """The path, if it is a file, or a folder of frames, below a media folder also after all links were followed.
+
+    Raises:
+        MediaError: it is the folder itself, or leads out of it.
+    """
+    top, files = os.path.realpath(root), [path, *path.iterdir()] if path.is_dir() else [path]
+    for file in files:
+        found = os.path.realpath(file)
+        if found == top:
+            raise MediaError(str(path), "is not a file below its media folder, but that folder")
+        if not Path(found).is_relative_to(top):
+            raise MediaError(str(file), "is a link that leads out of its media folder")
+    return path
+
+
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file or a folder of frames, unless it is there with the same size and time; never leaves half a file."""
+    """Copy a file, or the pictures of a folder of frames, unless they are there with the same size and time; never
+    leaves half a file."""
     if source.is_dir():
         for file in source.iterdir():
-            copy_file(file, target / file.name)
+            if file.is_file() and file.suffix.lower() in ImageProcessor.extensions:
+                copy_file(file, target / file.name)
         return
     state = source.stat()
     if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.datasets import Record, TaskKind
+from chatbridge.datasets.records import is_blank
 from dataset_prep.coco_caption import coco_items, coco_names
 from dataset_prep.prep.grouping import Captioned, group
 from dataset_prep.prep.items import MALFORMED, Drop, Item
-from dataset_prep.prep.tables import load_json, rows
+from dataset_prep.prep.tables import column, load_json, rows, text
 from dataset_prep.prep.texts import captions, clean
 
 Names = Callable[[str], tuple[str, ...]]
@@ -59,12 +60,12 @@ def entries(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
             try:
                 if not isinstance(entry, dict):
                     raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")
-                medium = next((entry[key] for key in _IDS if entry.get(key) is not None), None)
+                medium = column(entry, _IDS)
                 if medium is None:
                     raise ValueError(f"names no file: it has none of the keys {', '.join(_IDS)}")
                 if isinstance(medium, bool) or not isinstance(medium, (str, int)):
                     raise ValueError(f"its file name must be text, not {type(medium).__name__}")
-                label = str(next((entry[k] for k in (*_QUESTION_IDS, "id") if entry.get(k) is not None), index))
+                label = text(entry, *_QUESTION_IDS, "id") or str(index)
                 kept = _checked(entry, str(medium), kind)
             except ValueError as error:
                 yield Drop(label, MALFORMED, str(error), where)
@@ -83,25 +84,22 @@ def _own(entry: dict[str, Any], modality: str, medium: Any) -> Any:
 
 def _checked(entry: dict[str, Any], medium: str, kind: TaskKind) -> dict[str, Any]:
     """The text of an entry, cleaned where it is a caption, if training would take it. Raises ValueError."""
-    kept = {key: entry[key] for key in TEXT_KEYS if entry.get(key) is not None}
+    kept = {key: entry[key] for key in TEXT_KEYS if not is_blank(entry.get(key))}
     if kind.kind == "cap":
-        texts = captions(kept.pop("desc", None) or kept.get("caption"))
+        texts = captions(kept.pop("desc", kept.get("caption")))
         if not texts:
             raise ValueError("lacks caption (or desc) with any words")
         kept["caption"] = texts if len(texts) > 1 else texts[0]
     if kind.asks and isinstance(kept.get("answer"), list) and not isinstance(kept.get("question"), list):
         # Several answers to one question: training learns the commonest, evaluation accepts them all.
-        answers = [a for a in kept["answer"] if isinstance(a, str) and a.strip()]
+        answers = [str(a) for a in kept["answer"] if isinstance(a, (str, int, float)) and not is_blank(a)]
         if answers:
             kept["answer"] = max(answers, key=lambda a: (answers.count(a), -answers.index(a)))
             kept.setdefault("references", answers)
     record = Record.parse({"image_id": medium, "video_id": medium, **kept})
-    record.check(kind)
-    for question, _ in record.pairs:
-        if not question.strip():
-            raise ValueError("has an empty question")
-    for role, text in record.turns[:2]:
-        if not text.strip():
+    record.check(kind, files=False)
+    for role, said in record.turns[:2]:
+        if not said.strip():
             raise ValueError(f"its first turn by {role} is empty")
     return kept
 
@@ -111,18 +109,18 @@ def vqa(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
     if len(files) == 1:
         yield from entries(files, kind, names)
         return
-    questions = {q["question_id"]: q for _, q in rows(files[0], "questions") if isinstance(q, dict)}
+    questions = {text(q, "question_id"): q for _, q in rows(files[0], "questions") if isinstance(q, dict)}
     for index, note in rows(files[1], "annotations"):
         where = f"{files[1].name}: entry {index}"
-        number = note.get("question_id") if isinstance(note, dict) else None
+        number = text(note, "question_id")
         question = questions.get(number)
-        if question is None:
-            yield Drop(str(number), MALFORMED, "its question is not in the file of questions", where)
+        if question is None or not number:
+            yield Drop(number, MALFORMED, "its question is not in the file of questions", where)
             continue
-        answers = [a.get("answer") for a in note.get("answers") or [] if isinstance(a, dict)]
-        answers = [clean(a) for a in answers if isinstance(a, str) and clean(a)]
-        answer = note.get("multiple_choice_answer") or (max(answers, key=answers.count) if answers else "")
-        yield _asked(str(number), question.get("question"), answer, answers, names(str(note.get("image_id"))), where)
+        answers = [_words(a.get("answer")) for a in column(note, ("answers",)) or [] if isinstance(a, dict)]
+        answers = [answer for answer in answers if answer]
+        answer = text(note, "multiple_choice_answer") or (max(answers, key=answers.count) if answers else "")
+        yield _asked(number, question.get("question"), answer, answers, names(text(note, "image_id")), where)
 
 
 def visual_genome(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
@@ -134,20 +132,25 @@ def visual_genome(files: Sequence[Path], kind: TaskKind, names: Names) -> Sample
     for index, image in rows(files[0]):
         for pair in image.get("qas") or []:
             where = f"{files[0].name}: image {index}"
-            medium = str(pair.get("image_id") or image.get("id") or image.get("image_id"))
-            number = str(pair.get("qa_id", f"{medium}/{pair.get('question')}"))
-            answer = str(pair.get("answer") or "").strip().removesuffix(".")
+            medium = text(pair, "image_id") or text(image, "id", "image_id")
+            number = text(pair, "qa_id") or f"{medium}/{pair.get('question')}"
+            answer = _words(pair.get("answer")).removesuffix(".")
             yield _asked(number, pair.get("question"), answer, [], names(medium), where)
 
 
 def _asked(
     number: str, question: Any, answer: Any, accepted: list[str], media: tuple[str, ...], where: str
 ) -> Item | Drop:
-    question, answer = clean(str(question or "")), clean(str(answer or ""))
+    question, answer = _words(question), _words(answer)
     if not question or not answer:
         return Drop(number, MALFORMED, f"has no {'question' if not question else 'answer'}", where)
     entry = {"question": question, "answer": answer} | ({"references": accepted} if len(accepted) > 1 else {})
     return Item(number, entry, {"image": media}, where)
+
+
+def _words(value: Any) -> str:
+    """A value as a text, "" where it says nothing; 0 and False are answers."""
+    return "" if is_blank(value) else clean(str(value))
 
 
 def coco(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
@@ -163,15 +166,15 @@ def msrvtt(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
     if not isinstance(tree, dict):
         yield from entries(files, kind, names)
         return
-    train = {v["video_id"] for v in tree.get("videos", ()) if v.get("split") in (None, "train")}
+    train = {text(v, "video_id") for v in tree.get("videos", ()) if v.get("split") in (None, "train")}
 
     def sentences() -> Iterator[Captioned]:
         for index, sentence in enumerate(tree.get("sentences", ())):
-            video = sentence.get("video_id") if isinstance(sentence, dict) else None
-            if video is None:
+            video = text(sentence, "video_id")
+            if not video:
                 yield Captioned(index, "", (), None, "names no video")
             elif video in train or not tree.get("videos"):
-                yield Captioned(index, str(video), names(str(video)), sentence.get("caption"))
+                yield Captioned(index, video, names(video), sentence.get("caption"))
 
     yield from group(sentences(), "video", files[0].name)
 
@@ -181,11 +184,11 @@ def textcaps(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
 
     def found() -> Iterator[Captioned]:
         for index, entry in rows(files[0], "data"):
-            image = entry.get("image_id") if isinstance(entry, dict) else None
-            if image is None:
+            image = text(entry, "image_id")
+            if not image:
                 yield Captioned(index, "", (), None, "names no image")
             else:
-                yield Captioned(index, str(image), (f"{image}.jpg", str(image)), entry.get("caption_str"))
+                yield Captioned(index, image, (f"{image}.jpg", image), entry.get("caption_str"))
 
     yield from group(found(), "image", files[0].name)
 

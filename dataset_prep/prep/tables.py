@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
-import json
-from collections.abc import Iterator, Mapping
+import io
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TypeVar
+
+from chatbridge.common.documents import (
+    LFS_REASON,
+    LFS_START,
+    MOST_BYTES,
+    DocumentError,
+    open_regular,
+    parse_json,
+    repaired,
+)
+from chatbridge.common.json_lists import json_entries
+from chatbridge.datasets.records import is_blank
+
+logger = logging.getLogger("chatbridge")
 
 WRAPPERS = ("data", "annotations", "images", "questions", "sentences")
 """Keys under which a JSON object may hold its list."""
 
-_PIECE = 1 << 20
+LONGEST_LINE = 1 << 24
+"""Characters of a line, or of a field."""
+
 _LINES = 20
 """Line breaks that a quoted field of a TSV may have."""
-_SPACE = " \t\r\n\ufeff"
 
 Row = dict[str, Any]
+Something = TypeVar("Something")
 
 
 def rows(path: str | Path, wrapper: str | None = None) -> Iterator[tuple[int, Any]]:
@@ -33,30 +54,22 @@ def rows(path: str | Path, wrapper: str | None = None) -> Iterator[tuple[int, An
     """
     path = Path(path)
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
-    readers = {".csv": _separated, ".tsv": _tabbed, ".jsonl": _json_lines, ".ndjson": _json_lines}
-    try:
-        if ending == ".parquet":
-            yield from enumerate(_parquet(path))
-        elif ending == ".json":
-            with _open(path) as file:
-                yield from enumerate(_json(path, file, wrapper))
-        elif ending in readers:
-            with _open(path) as file:
-                yield from enumerate(readers[ending](path, file))
-        else:
-            raise ValueError(f"{path}: cannot read '{ending}'; tables are .csv, .tsv, .json, .jsonl or .parquet")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    except EOFError as error:
-        raise ValueError(f"{path} is cut off: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    readers = {".csv": _separated, ".tsv": _tabbed, ".json": partial(_json, wrapper=wrapper), ".jsonl": _json_lines}
+    readers[".ndjson"] = _json_lines
+    if ending == ".parquet":
+        yield from enumerate(_parquet(path))
+    elif ending in readers:
+        with _opened(path) as file:
+            yield from enumerate(readers[ending](path, file))
+    else:
+        raise ValueError(f"{path}: cannot read '{ending}'; tables are .csv, .tsv, .json, .jsonl or .parquet")
 
 
 def count(path: str | Path, wrapper: str | None = None) -> int:
     """How many rows `rows` gives, for the progress bar."""
     if Path(path).suffix.lower() == ".parquet":
-        return _parquet_module().ParquetFile(path).metadata.num_rows
+        with _parquet_file(Path(path)) as file:
+            return file.metadata.num_rows
     return sum(1 for _ in rows(path, wrapper))
 
 
@@ -66,36 +79,95 @@ def load_json(path: str | Path) -> Any:
     Raises:
         ValueError: when it is missing or malformed, with its name.
     """
-    try:
-        with _open(Path(path)) as file:
-            return json.load(file)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    with _opened(Path(path)) as file:
+        return _whole(Path(path), file)
 
 
 def column(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The value of the first of `names` that the row has, whatever its case; None when it has none of them."""
+    """The value of the first of `names` that the row has, whatever its case; None when it has none of them.
+
+    What is null or NaN (as tables have it) is not there; 0 is.
+    """
     if not isinstance(row, Mapping):
         return None
     for name in names:
-        if row.get(name) is not None:
+        if not _absent(row.get(name)):
             return row[name]
     folded = {str(key).strip().lower(): value for key, value in row.items()}
-    return next((folded[name.lower()] for name in names if folded.get(name.lower()) is not None), None)
+    return next((folded[name.lower()] for name in names if not _absent(folded.get(name.lower()))), None)
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def text(row: Mapping[str, Any], *names: str) -> str:
+    """`column` as text without spaces around it, "" for what is not there; a number without a fraction has none."""
+    value = column(row, names)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if is_blank(value) else str(value).strip()
 
 
-def _separated(path: Path, file: TextIO) -> Iterator[Row]:
+def guarded(items: Iterable[Something], *sources: Path) -> Iterator[Something]:
+    """The same items; where a reader meets something other than what its corpus has, that is told with the file."""
+    number = 0
+    try:
+        for number, item in enumerate(items, 1):  # noqa: B007
+            yield item
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        where = f"behind sample {number - 1}" if number else "at its beginning"
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DocumentError(
+            ", ".join(map(str, sources)), f"has another form than is read here, {where} ({what})"
+        ) from error
+
+
+def _absent(value: Any) -> bool:
+    return value is None or isinstance(value, float) and is_blank(value)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A table's bytes, unpacked; whatever goes wrong while it is read is told with its name."""
+    try:
+        with open_regular(path) as file:
+            yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+    except DocumentError:
+        raise
+    except FileNotFoundError:
+        raise DocumentError(path, "does not exist") from None
+    except (EOFError, zlib.error) as error:
+        raise DocumentError(path, f"is cut off or damaged: {error}") from error
+    except OSError as error:
+        raise DocumentError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _whole(path: Path, file: BinaryIO) -> Any:
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise DocumentError(path, f"has more than the {MOST_BYTES:,} bytes that are read whole")
+    if data.startswith(LFS_START):
+        raise DocumentError(path, LFS_REASON)
+    return parse_json(data.decode("utf-8-sig", "surrogateescape"), path)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """A text file's lines with their ends. Bytes that are not UTF-8 come as surrogates (see `repaired`)."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    number, told = 0, False
+    while line := text.readline(LONGEST_LINE):
+        number += 1
+        if not told and repaired(line) != line:
+            logger.warning("%s: not all of it is UTF-8 text (line %d); what is not is read as U+FFFD", path, number)
+            told = True
+        if len(line) == LONGEST_LINE:
+            raise DocumentError(path, f"line {number} has more than {LONGEST_LINE:,} characters")
+        if number == 1 and line.encode("utf-8", "surrogateescape").startswith(LFS_START):
+            raise DocumentError(path, LFS_REASON)
+        yield line
+
+
+def _separated(path: Path, file: BinaryIO) -> Iterator[Row]:
     """Rows of a CSV below its header line. A row with too many fields is {"": what is wrong}."""
-    csv.field_size_limit(1 << 24)
-    lines = csv.reader(file)
+    csv.field_size_limit(LONGEST_LINE)
+    lines = csv.reader(_lines(path, file))
     try:
         header = next(lines, None)
         if header is None:
@@ -107,13 +179,13 @@ def _separated(path: Path, file: TextIO) -> Iterator[Row]:
         raise ValueError(f"{path}: line {lines.line_num}: {error}") from error
 
 
-def _tabbed(path: Path, file: TextIO) -> Iterator[Row]:
+def _tabbed(path: Path, file: BinaryIO) -> Iterator[Row]:
     """Rows of a TSV, of both kinds: quoted as CSV is, or (as MiniGPT-4's scripts write) plain text between tabs.
 
     In the plain kind a caption that begins with a quotation mark must not swallow the lines behind it. A file without
     a header line, as Conceptual Captions comes, has a caption and a URL.
     """
-    lines = (line.rstrip("\r\n") for line in file)
+    lines = (line.rstrip("\r\n") for line in _lines(path, file))
     first = next(lines, None)
     if first is None:
         raise ValueError(f"{path} is empty; its first line must name the columns")
@@ -168,94 +240,24 @@ def _row(header: list[str], fields: list[str]) -> Row:
     return dict(zip(header, fields, strict=False))
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {number} is not valid JSON: {error}") from error
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[Any]:
+    return (value for value, _, _ in json_entries(file, path, lines=True))
 
 
-def _json(path: Path, file: TextIO, wrapper: str | None) -> Iterator[Any]:
-    start = ""
+def _json(path: Path, file: BinaryIO, wrapper: str | None) -> Iterator[Any]:
+    start = b""
     while not start and (piece := file.read(64)):
-        start = piece.lstrip(_SPACE)
-    if start[:1] == "[":
-        yield from _list_items(path, file, start[1:])
-        return
-    if start[:1] != "{":
-        raise ValueError(f"{path} is {'empty' if not start else f'not a JSON list or object: {start[:20]!r}'}")
+        start = piece.removeprefix(codecs.BOM_UTF8).lstrip()
     file.seek(0)
-    try:
-        tree = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if start[:1] != b"{":
+        yield from (value for value, _, _ in json_entries(file, path))
+        return
+    tree = _whole(path, file)
     names = (wrapper,) if wrapper else WRAPPERS
     found = next((tree[name] for name in names if isinstance(tree.get(name), list)), None)
     if found is None:
         raise ValueError(f"{path}: none of the keys {', '.join(names)} holds a list (it has: {', '.join(tree)})")
     yield from found
-
-
-class _Window:
-    """What has been read of a file and not been used yet."""
-
-    def __init__(self, file: TextIO, text: str):
-        self.file, self.text, self.place = file, text, 0
-        self.decoder = json.JSONDecoder()
-
-    def more(self) -> bool:
-        """Read on; False at the end of the file. Pieces grow with what is waiting, so that nothing is quadratic."""
-        piece = self.file.read(max(_PIECE, len(self.text)))
-        self.text, self.place = self.text[self.place :] + piece, 0
-        return bool(piece)
-
-    def peek(self) -> str:
-        """The next character that is not a space, or "" at the end."""
-        while True:
-            while self.place < len(self.text) and self.text[self.place] in _SPACE:
-                self.place += 1
-            if self.place < len(self.text) or not self.more():
-                return self.text[self.place : self.place + 1]
-
-    def value(self) -> Any:
-        """The JSON value that starts here. Raises ValueError."""
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.place)
-            except ValueError:
-                if not self.more():
-                    raise
-                continue
-            if end == len(self.text):
-                if self.more():
-                    continue  # a number at the very end of what was read may go on in the next piece
-                end = len(self.text)
-            self.place = end
-            return value
-
-
-def _list_items(path: Path, file: TextIO, text: str) -> Iterator[Any]:
-    """The items of a JSON list whose bracket was read; no more than a piece of the file is in memory."""
-    window, number = _Window(file, text), 0
-    if window.peek() == "]":
-        return
-    while True:
-        window.peek()
-        try:
-            value = window.value()
-        except ValueError as error:
-            raise ValueError(f"{path}: entry {number} is not valid JSON ({error}); is the file cut off?") from error
-        yield value
-        mark = window.peek()
-        if mark == "]":
-            return
-        if mark != ",":
-            what = f"',' or ']' expected, found {mark!r}" if mark else "the list is not closed; is the file cut off?"
-            raise ValueError(f"{path}: after entry {number}: {what}")
-        window.place += 1
-        number += 1
 
 
 def _parquet_module() -> Any:
@@ -266,13 +268,24 @@ def _parquet_module() -> Any:
     return pyarrow.parquet
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """An open Parquet file; whatever goes wrong while it is read is told with its name."""
     parquet = _parquet_module()
     import pyarrow
 
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        with open_regular(path) as file, parquet.ParquetFile(file) as table:
+            yield table
+    except DocumentError:
+        raise
+    except FileNotFoundError:
+        raise DocumentError(path, "does not exist") from None
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DocumentError(path, f"is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    with _parquet_file(path) as table:
+        for batch in table.iter_batches(batch_size=4096):
+            yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""Webdataset tars: written with the same bytes every time, read member by member, listed in an ``index.json``.
+"""Webdataset tars: written with the same bytes every time, and listed in an ``index.json``.
 
 A sample is the files that share a name up to its first dot: ``000001.jpg`` and ``000001.json``. The index is
 ``{"format": "webdataset", "kind": ..., "samples": n, "shards": [{"file", "samples", "bytes", "sha256"}, ...]}`` with
@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,42 +64,6 @@ class TarWriter:
         """The finished tar's line for the index."""
         size = self.path.stat().st_size
         return {"file": self.path.name, "samples": self.samples, "bytes": size, "sha256": sha256(self.path)}
-
-
-def tar_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {ending: bytes}) of every sample, endings in lower case without the first dot.
-
-    Raises:
-        ValueError: a tar that is cut off or damaged; samples before that place have been given by then.
-    """
-    key, members = None, {}
-    try:
-        with tarfile.open(path) as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                folder, _, base = info.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                name = f"{folder}/{stem}" if folder else stem
-                if key is not None and name != key:
-                    yield key, members
-                    members = {}
-                key = name
-                data = tar.extractfile(info).read()
-                if len(data) != info.size:
-                    raise tarfile.ReadError(f"'{info.name}' is cut off")
-                members[ending.lower()] = data
-            _need_end(path, tar)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: is not a readable tar ({error})") from error
-    if key is not None:
-        yield key, members
-
-
-def _need_end(path: Path, tar: tarfile.TarFile) -> None:
-    """Refuse a tar that ends exactly between two members: Python's reader takes that for the end."""
-    if tar.fileobj is not None and path.suffix == ".tar" and path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it lacks its end mark: it is cut off")
 
 
 def write_index(folder: Path, kind: str, shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,48 +1,36 @@
-"""Reading every sample of datasets as training would, and noting everything that is wrong."""
+"""Reading every sample as training does, by training's own datasets, and noting everything that is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from chatbridge import register_all
 from chatbridge.common.config import LoadedConfig, load_config
-from chatbridge.common.registry import DATASETS, PROCESSORS
-from chatbridge.datasets import Record, TaskKind
-from chatbridge.processors import MediaError, MediaLoader
+from chatbridge.common.documents import repaired
+from chatbridge.common.registry import DATASETS
+from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts, Record, ShardDataset, TaskDataset, TaskKind
+from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.collate import Example
+from chatbridge.datasets.shards import is_local
+from chatbridge.datasets.tar_streams import ShardLost, samples
+from chatbridge.processors import MediaError
 from chatbridge.processors.base import MissingMedia
+from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.runners.assembly import Assembly
-from dataset_prep.prep.entries import misnamed, read_entry
-from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
+from chatbridge.runners.evaluation import EvaluationConfig
+from chatbridge.tasks import InstructionConfig, InstructionTask
+from dataset_prep.prep.entries import empty_texts, fault_reason
+from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, Drop, Item, Part
 from dataset_prep.prep.media import processors
-from dataset_prep.prep.tables import count, rows
 
 UNFIT = "sample cannot be written"
 BAD_FILE = "unreadable annotation file"
 BAD_DATASET = "dataset cannot be read"
-
-
-@dataclass
-class Plan:
-    """One dataset to validate.
-
-    Attributes:
-        name: in messages; files: its annotations; kinds: what every entry must serve for.
-        media: modality -> folder; answered: whether entries need answers.
-        limit: entries that training reads of it.
-        built: the dataset itself, where its samples are not in annotation files but can be asked for by number.
-    """
-
-    name: str
-    files: list[str]
-    kinds: tuple[TaskKind, ...]
-    media: dict[str, str]
-    answered: bool = True
-    limit: int | None = None
-    built: Any = None
 
 
 @dataclass(frozen=True)
@@ -54,117 +42,149 @@ class Spec:
     annotations: str = ""
     kind: str = ""
     media: tuple[tuple[str, str], ...] = ()
+    tokenizer: str = ""
+
+
+@dataclass
+class Checked:
+    """What became of one item: samples read, samples without a fault, faults."""
+
+    read: int
+    good: int
+    drops: list[Drop]
 
 
 @dataclass
 class Subject:
-    """A specification with everything built: datasets, loaders, and the task where there is a YAML.
+    """A specification with everything built.
 
     Attributes:
-        problems: (dataset, what) that are known before any entry is read; notes: what is not looked at, and why.
+        datasets: those that could be opened, by the names that they have in messages; trained: those of them that
+            training draws from (others are read by the rules of evaluation).
+        problems: what is known before any sample is read; notes: what is not looked at, and why.
+        inputs: the files that they are described by.
     """
 
-    plans: dict[str, Plan]
-    loaders: dict[str, MediaLoader]
-    task: Any = None
-    tokenizer: Any = None
-    queries: Mapping[str, int] = field(default_factory=dict)
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    datasets: dict[str, TaskDataset] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+    problems: list[Drop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    inputs: list[Path] = field(default_factory=list)
 
     def items(self) -> Iterator[Item | Drop]:
-        """Every entry of every dataset, in order; first what is wrong with whole datasets."""
-        for name, what in self.problems:
-            yield Drop(name, BAD_DATASET, what, "")
-        for plan in self.plans.values():
-            if plan.built is not None:
-                for index in range(len(plan.built)):
-                    yield Item(f"{plan.name}#{index}", {"dataset": plan.name, "index": index}, {}, "")
-                continue
-            number, broken = 0, False
-            for file in plan.files:
-                try:
-                    for index, entry in rows(file):
-                        if plan.limit is not None and number >= plan.limit:
-                            break
-                        number += 1
-                        found = {"dataset": plan.name, "index": index, "entry": entry}
-                        yield Item(f"{plan.name}#{file}#{index}", found, {}, f"{file}: entry {index}")
-                except ValueError as error:
-                    broken = True
-                    yield Drop(plan.name, BAD_FILE, str(error), file)
-            if not number and not broken:
-                yield Drop(plan.name, BAD_FILE, "holds no entries", ", ".join(plan.files))
+        """Every sample of every dataset, in order; first what is wrong with whole datasets."""
+        yield from self.problems
+        for name, dataset in self.datasets.items():
+            for number, place in enumerate(_places(dataset)):
+                yield Item(f"{name}#{number}", {"dataset": name, **place})
 
     def total(self) -> int:
-        """How many entries there are, as far as they can be counted."""
-        total = 0
-        for plan in self.plans.values():
-            total += len(plan.built) if plan.built is not None else 0
-            for file in plan.files:
-                try:
-                    total += count(file)
-                except ValueError:
-                    continue
-        return total
+        return sum(1 for dataset in self.datasets.values() for _ in _places(dataset))
 
-    def read(self, item: Item) -> list[Drop]:
-        """Everything that is wrong with one entry."""
-        plan = self.plans[item.entry["dataset"]]
-        if plan.built is not None:
-            return self._sample(plan, item.entry["index"])
-        record, problems = read_entry(item.entry["entry"], item.entry["index"], plan.kinds, plan.answered)
-        label = f"{plan.name}: {record.id}" if record else plan.name
-        drops = [Drop(label, MALFORMED, problem, item.where) for problem in problems]
-        if record is None or misnamed(item.entry["entry"], plan.kinds):
-            return drops
-        for modality in dict.fromkeys(m for kind in plan.kinds for m in kind.modalities):
-            try:
-                names = record.files_of(modality)
-            except ValueError:
-                continue  # said already
-            for name in names:
-                drops += self._medium(self.loaders[plan.name], modality, name, label, item.where)
-        return drops if drops else self._fit(plan, record, label, item.where)
-
-    def _sample(self, plan: Plan, index: int) -> list[Drop]:
-        """One sample of a dataset of shards, read as it would be in training, but by the rules of evaluation."""
-        label, where = plan.name, f"sample: entry {index}"
+    def read(self, item: Item) -> Checked:
+        """Everything that is wrong with one sample, entry or shard."""
+        name, dataset = item.entry["dataset"], self.datasets[item.entry["dataset"]]
+        if "shard" in item.entry:
+            return self._shard(name, dataset, item.entry["list"], item.entry["shard"])
+        if "bad" in item.entry:
+            records = dataset.lists[item.entry["list"]]
+            bad = records.bad[item.entry["bad"]]
+            label, where = f"{name}: {bad.id}" if bad.id else name, f"{records.path}: entry {bad.number}"
+            return Checked(1, 0, [Drop(label, fault_reason(fault), fault, where) for fault in bad.faults])
+        index = item.entry["index"]
+        where, label = "{}: entry {}".format(*dataset.where(index)), name
         try:
-            record = plan.built.record(index)
-            label = f"{plan.name}: {record.id}"
-            for kind in plan.kinds:
-                plan.built.read(record, kind)
-        except MediaError as error:
-            return [Drop(label, UNREADABLE, str(error), where)]
+            with one_sample:
+                record = dataset.record(index)
+                label = f"{name}: {record.id}"
+                drops = self._sample(name, where, record, dataset.dice(index, 0))
         except ValueError as error:
-            return [Drop(label, UNFIT, str(error), where)]
-        return []
+            drops = [_drop(label, where, error)]
+        return Checked(1, int(not drops), drops)
 
-    @staticmethod
-    def _medium(loader: MediaLoader, modality: str, name: str, label: str, where: str) -> list[Drop]:
+    def _shard(self, name: str, dataset: ShardDataset, number: int, place: int) -> Checked:
+        """A shard that is read from its beginning to its end."""
+        shard, found = dataset.lists[number][place], Checked(0, 0, [])
         try:
-            loader.load(modality, name)
-        except MissingMedia as error:
-            return [Drop(label, MISSING, str(error), where)]
-        except MediaError as error:
-            unsafe = "below its media folder" in error.reason
-            return [Drop(label, UNSAFE if unsafe else UNREADABLE, f"{modality} {error}", where)]
-        return []
+            for index, sample in samples(shard, 0, 0, 0.0, lambda *_: None):
+                where, label = f"{shard.url}: entry {index}", name
+                try:
+                    with one_sample:
+                        record = dataset.parse(shard, sample)
+                        label = f"{name}: {record.id}"
+                        dice = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}/{index}")
+                        drops = self._sample(name, where, record, dice)
+                except ValueError as error:
+                    drops = [_drop(label, where, error)]
+                found = Checked(found.read + 1, found.good + (not drops), found.drops + drops)
+        except ShardLost as lost:
+            where = f"{shard.url}: entry {lost.number}"
+            return Checked(found.read + 1, found.good, [*found.drops, Drop(name, UNREADABLE, str(lost), where)])
+        return found
 
-    def _fit(self, plan: Plan, record: Record, label: str, where: str) -> list[Drop]:
-        """Whether the task can write the sample in its number of tokens (with a YAML only)."""
-        if self.task is None:
-            return []
-        for kind in plan.kinds:
+    def _sample(self, name: str, where: str, record: Record, dice: random.Random) -> list[Drop]:
+        """What is wrong with a sample whose entry is well formed."""
+        dataset, label = self.datasets[name], f"{name}: {record.id}"
+        drops = [Drop(label, MALFORMED, text, where) for text in empty_texts(record, dataset.kinds)]
+        rng = dice if name in self.trained and dataset.config.augment else None
+        for modality in dict.fromkeys(m for kind in dataset.kinds for m in kind.modalities):
+            for file in record.files_of(modality):
+                try:
+                    with one_sample:
+                        dataset.media.load(modality, file, rng)
+                except ValueError as error:
+                    drops.append(_drop(label, where, error, f"{modality} "))
+        if not drops:
             try:
-                for item in self.task.items(record, kind):
-                    rendered = self.task.render(record, kind, None, item, not plan.answered)
-                    if self.tokenizer is not None:
-                        self.task.tokenize(rendered, self.tokenizer, self.queries)
+                with one_sample:
+                    _write(dataset, record)
             except ValueError as error:
-                return [Drop(label, UNFIT, str(error), where)]
-        return []
+                drops.append(Drop(label, UNFIT, repaired(str(error)), where))
+        return drops
+
+
+def _places(dataset: TaskDataset) -> Iterator[dict[str, int]]:
+    """What a dataset is read by: the numbers of its samples and, where they stand in the file, its bad entries."""
+    if dataset.sequential:
+        for number, shards in enumerate(dataset.lists):
+            yield from ({"list": number, "shard": place} for place, s in enumerate(shards) if is_local(s.url))
+        return
+    if not isinstance(dataset, AnnotatedDataset):
+        yield from ({"index": index} for index in range(len(dataset)))
+        return
+    first = 0
+    for number, records in enumerate(dataset.lists):
+        places, bad = iter(range(first, first + len(records))), {entry.number: k for k, entry in enumerate(records.bad)}
+        for entry in range(len(records) + len(bad)):
+            if entry in bad:
+                yield {"list": number, "bad": bad[entry]}
+            elif (index := next(places)) < len(dataset):
+                yield {"index": index}
+        first += len(records)
+
+
+def _write(dataset: TaskDataset, record: Record) -> None:
+    """Write all that the task may write of a record, as tokens where there is a tokenizer."""
+    task, tokenizer = dataset.parts.task, dataset.parts.tokenizer
+    for kind in dataset.kinds:
+        for item in task.items(record, kind):
+            if tokenizer is None:
+                task.render(record, kind, None, item, dataset.open)
+            else:
+                rendered, tokens = dataset.written(record, kind, None, item)
+                dataset.checked(Example(tokens, {}, list(rendered.references), rendered.group))
+    if tokenizer is not None:
+        questions = [text for question, answers in record.pairs for text in (question, *answers)]
+        for text in (*record.captions, *record.ocr, *questions, *(text for _, text in record.turns)):
+            tokenizer.encode(text)
+
+
+def _drop(label: str, where: str, error: ValueError, what: str = "") -> Drop:
+    detail = repaired(f"{what}{error}")
+    if isinstance(error, MissingMedia):
+        return Drop(label, MISSING, repaired(str(error)), where)
+    malformed = isinstance(error, MediaError) and str(error.source).endswith(".json")
+    return Drop(label, fault_reason(detail) if malformed else fault_reason(detail, UNREADABLE), detail, where)
 
 
 @cache
@@ -180,89 +200,91 @@ def subject(spec: Spec) -> Subject:
 
 def _from_files(spec: Spec) -> Subject:
     kinds = TaskKind.parse_all(spec.kind)
-    media = dict(spec.media)
-    for modality, folder in media.items():
+    for modality, folder in spec.media:
         if not Path(folder).is_dir():
             raise ValueError(f"--media: the {modality} folder {folder} does not exist")
-    known = processors()
-    plan = Plan(Path(spec.annotations).name, [spec.annotations], kinds, media)
-    loader = MediaLoader({m: known[m] for m in media}, media)
-    notes = ["no --cfg-path: samples are not written out, so that none is found too long"]
-    return Subject({plan.name: plan}, {plan.name: loader}, notes=notes)
+    found = Subject()
+    if not spec.tokenizer:
+        found.notes.append("no --cfg-path and no --tokenizer: samples are not written in tokens")
+    shown = {modality for kind in kinds for modality in kind.modalities}
+    # No limit: how long samples may be, a run's YAML says.
+    task = InstructionTask(InstructionConfig(max_txt_len=2**40))
+    tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else None
+    parts = Parts(task, tokenizer, dict.fromkeys(shown, 1), processors(), 0)
+    config = AnnotationsConfig(annotations=spec.annotations, kind=spec.kind, media=dict(spec.media))
+    _open(found, Path(spec.annotations).name, "", config, parts, False)
+    return found
 
 
 def _from_config(spec: Spec) -> Subject:
     loaded = load_config(spec.cfg_path, spec.overrides)
     assembly = Assembly(loaded)
-    found = Subject({}, {}, assembly.task, None, assembly.queries)
+    found, tokenizer = Subject(), None
     try:
-        found.tokenizer = assembly.tokenizer
+        tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else assembly.tokenizer
     except (ValueError, OSError) as error:
         found.notes.append(f"lengths in tokens are not checked: {str(error).splitlines()[0]}")
-    for section in ("datasets", "validation"):
-        for name, config in getattr(loaded.config, section).items():
-            _add(found, assembly, loaded, f"{section}.{name}", config, section == "datasets")
-    if not found.plans and not found.problems:
+    parts = Parts(assembly.task, tokenizer, assembly.queries, assembly.processors, loaded.config.run.seed)
+    # An evaluation asks questions that need no answer.
+    evaluated = isinstance(loaded.config.run, EvaluationConfig)
+    for section, sets in (("datasets", loaded.config.datasets), ("validation", loaded.config.validation)):
+        for name, config in sets.items():
+            _add(found, loaded, section, name, config, parts, evaluated and section == "validation")
+    if not found.datasets and not found.problems:
         raise ValueError(
             f"{spec.cfg_path}: names no dataset that can be looked at" + "".join(f"; {n}" for n in found.notes)
         )
     return found
 
 
-def _add(found: Subject, assembly: Assembly, loaded: LoadedConfig, name: str, config: Any, answered: bool) -> None:
+def _add(
+    found: Subject, loaded: LoadedConfig, section: str, bare: str, config: Any, parts: Parts, unanswered: bool
+) -> None:
+    name = f"{section}.{bare}"
     awaited = [str(missing) for missing in loaded.awaited if missing.key.startswith(f"{name}.")]
     if awaited:
-        found.problems += [(name, text) for text in awaited]
+        found.problems += [Drop(name, BAD_DATASET, text) for text in awaited]
         return
-    if not all(hasattr(config, attribute) for attribute in ("annotations", "kind", "media")):
-        _add_built(found, assembly, name, config, answered)
-        return
-    built = {m: PROCESSORS.build(c) for m, c in getattr(config, "processors", {}).items()}
-    served = {**assembly.processors, **built}
-    try:
-        kinds = TaskKind.parse_all(config.kind, {*served, *assembly.queries})
-        for kind in kinds:
-            assembly.task.check_kind(kind)
-            for modality in kind.modalities:
-                if modality not in served or modality not in config.media:
-                    what = "processor" if modality not in served else "media folder"
-                    raise ValueError(f"kind '{kind.name}' shows '{modality}', for which no {what} is given")
-        loader = MediaLoader(served, config.media)
-    except ValueError as error:
-        found.problems.append((name, str(error)))
-        return
-    files = [config.annotations] if isinstance(config.annotations, str) else list(config.annotations)
-    found.plans[name] = Plan(name, files, kinds, dict(config.media), answered, getattr(config, "limit", None))
-    found.loaders[name] = loader
+    _open(found, name, bare, config, parts, unanswered)
+    dataset = found.datasets.get(name)
+    if dataset is not None and section == "datasets":
+        found.trained.add(name)
+        dataset.max_positions = config.pack or config.batch_tokens
+    if dataset is not None and dataset.sequential:
+        away = sum(not is_local(shard.url) for shards in dataset.lists for shard in shards)
+        found.notes += [f"{name}: {away} shards are read from wherever they are: not looked at"] * bool(away)
 
 
-def _add_built(found: Subject, assembly: Assembly, name: str, config: Any, answered: bool) -> None:
-    """A dataset without annotation files: tar shards, or one of the user's own."""
-    if found.tokenizer is None:
-        found.notes.append(f"{name} cannot be read without the tokenizer: not looked at")
-        return
+def _open(found: Subject, name: str, bare: str, config: Any, parts: Parts, unanswered: bool) -> None:
+    """Open a dataset as training does, but for telling all that is wrong with it instead of the first few."""
+    files = getattr(config, "annotations", [])
+    files = [files] if isinstance(files, str) else list(files)
+    found.inputs += map(Path, files)
     try:
-        built = DATASETS.build(config, name, assembly.parts, not answered)
-        if getattr(built, "sequential", False):
-            found.notes.append(f"{name} is read in sequence, from wherever its shards are: not looked at")
-            return
-        found.problems += [(name, line) for line in built.skipped]
-        found.plans[name] = Plan(name, [], tuple(built.kinds), {}, answered, None, built)
+        config = replace(config, invalid="tell") if hasattr(config, "invalid") else config
+        built = DATASETS.build(config, bare or name, parts, unanswered)
     except (ValueError, OSError) as error:
-        found.problems += [(name, line) for line in str(error).splitlines()]
+        bad = next((file for file in files if str(error).startswith(f"{file}: ")), None)
+        reason, where = (BAD_DATASET, "") if bad is None else (BAD_FILE, bad)
+        found.problems += [Drop(name, reason, line, where) for line in str(error).splitlines()]
+        return
+    found.datasets[name] = built
+    if not isinstance(built, AnnotatedDataset):
+        found.problems += [Drop(name, BAD_DATASET, line) for line in built.skipped]
 
 
 @dataclass
 class Validate:
-    """Work: reads entries; nothing is kept but what is wrong."""
+    """Work: reads samples; nothing is kept but what is wrong."""
 
     spec: Spec
 
     def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(read=len(items), samples=0)
+        part = Part(samples=0)
         checked = subject(self.spec)
         for item in items:
-            drops = checked.read(item)
-            part.dropped += drops
-            part.samples += not drops
+            found = checked.read(item)
+            part.read += found.read
+            part.samples += found.good
+            part.dropped += found.drops
         return part
