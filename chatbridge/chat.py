@@ -16,6 +16,7 @@ from typing import TextIO
 
 import torch
 
+from chatbridge.common.documents import repaired
 from chatbridge.common.logging import setup_logging
 from chatbridge.inference import Answer, ChatSession, Engine, GenerationSettings, Medium, load_for_chat
 
@@ -54,7 +55,7 @@ class Terminal:
                 self.commands[name](rest.strip())
             elif line:
                 shown, self.waiting = self.waiting, []
-                self.answer(self.session.stream(line.removeprefix("/"), media=shown))
+                self.answer(self.session.stream(repaired(line.removeprefix("/")), media=shown))
         except (ValueError, OSError) as error:
             self.failed = True
             self.tell(f"error: {error}")
@@ -93,9 +94,9 @@ class Terminal:
         """[NUMBER] TEXT: ask the last question (or that one) differently, and forget what followed"""
         number, _, text = rest.partition(" ")
         if number.isdecimal() and text:
-            self.answer(self.session.stream_edit(int(number) - 1, text.strip()))
+            self.answer(self.session.stream_edit(int(number) - 1, repaired(text.strip())))
         elif rest:
-            self.answer(self.session.stream_edit(-1, rest))
+            self.answer(self.session.stream_edit(-1, repaired(rest)))
         else:
             raise ValueError("/edit needs the new question")
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import builtins
 import io
+import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,8 @@ from chatbridge import chat
 from chatbridge.chat import Terminal
 from chatbridge.inference import ChatSession
 from tests.chat_tools import SHORT, make_engine, write_config, write_media
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def test_saving_and_loading(engine, terminal, files, tmp_path):
         ("/regenerate", "conversation has 0"),
         ("/edit", "needs the new question"),
         ("/edit 7 what?", "no turn 6"),
-        ("/load none.json", "cannot be read"),
+        ("/load none.json", "none.json: does not exist"),
         ("/save /none/there.json", "No such file"),
     ],
 )
@@ -136,8 +142,10 @@ def command(tmp_path, monkeypatch, capsys):
     """Runs the whole program on lines: (exit status, output, other messages)."""
     config = write_config(tmp_path)
 
-    def run(lines, *arguments, typed=False):
-        stdin = io.StringIO("".join(line + "\n" for line in lines))
+    def run(lines, *arguments, typed=False, stdin=None, stdout=None):
+        stdin = stdin or io.StringIO("".join(line + "\n" for line in lines))
+        if stdout is not None:
+            monkeypatch.setattr("sys.stdout", stdout)
         if typed:
             stdin.isatty = lambda: True
             monkeypatch.setattr(builtins, "input", lambda _="": stdin.readline().rstrip("\n") or leave())
@@ -165,6 +173,37 @@ def test_through_a_pipe(command, files):
     assert (status, again) == (1, said) and "none.png: does not exist" in told
     sampled = ["--temperature", "2", "--top-p", "0.9", "--seed", "3"]
     assert command(lines, *sampled)[1] == command(lines, *sampled)[1] != said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_bytes_that_are_no_text(command, files, tmp_path, monkeypatch, encoding):
+    """A question in another encoding, a file's name in one, half an emoji; answers that the terminal cannot show."""
+    picture = tmp_path / "caf\udce9.png"
+    picture.write_bytes(files["a.png"].read_bytes())
+    lines = [b"caf\xe9?", b"/image " + os.fsencode(picture), b"\xed\xa0\xbd what?", b"/edit \xff why?",
+             b"/save " + os.fsencode(tmp_path / "talk.json")]  # fmt: skip
+    stdin = io.TextIOWrapper(io.BytesIO(b"\n".join(lines)), encoding=encoding)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    status, _, told = command([], stdin=stdin, stdout=stdout)
+    assert "Traceback" not in told and (status == 0 or encoding == "latin-1"), told  # there the name is another one
+    stdout.flush()
+    assert stdout.buffer.getvalue().count(b"\n") == 3
+    said = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["turns"]
+    assert [turn["text"] for turn in said] == (
+        ["caf\ufffd?", "\ufffd why?"] if encoding != "latin-1" else ["café?", "ÿ why?"]
+    )
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_program_survives_a_byte_of_another_encoding(tmp_path, locale):
+    done = subprocess.run(
+        [sys.executable, "-m", "chatbridge.chat", "--cfg-path", str(write_config(tmp_path)), "--device", "cpu",
+         "--max-new-tokens", "2"],
+        input=b"what is it?\ncaf\xe9?\nwhat?\n", capture_output=True, cwd=ROOT, timeout=300,
+        env=os.environ | {"LC_ALL": locale},
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stdout.count(b"\n") >= 3
 
 
 def test_typed(command):

@@ -132,13 +132,30 @@ def test_what_is_no_conversation_is_refused_whole(engine, session, spoil, messag
 
 def test_files_that_are_no_json(engine, tmp_path):
     session = ChatSession(engine)
-    for content in (b"{", b"\xff\xfe", b"[" * 100_000):
+    for content, said in ((b"{", "not valid JSON"), (b"\xff\xfe", "not UTF-8"), (b"[" * 100_000, "nested too deeply")):
         (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(ValueError, match="bad.json: cannot be read as JSON"):
+        with pytest.raises(ValueError, match=f"bad.json: is {said}"):
             session.load(tmp_path / "bad.json")
     for content in ("[]", "3", "null"):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match="bad.json: expected a mapping"):
             session.load(tmp_path / "bad.json")
-    with pytest.raises(ValueError, match="none.json: cannot be read"):
+    with pytest.raises(ValueError, match="none.json: does not exist"):
         session.load(tmp_path / "none.json")
+
+
+def test_text_that_cannot_be_written_is_repaired(engine, files, tmp_path):
+    session = ChatSession(engine, SHORT)
+    odd = tmp_path / "files" / "caf\udce9.png"
+    odd.write_bytes(files["a.png"].read_bytes())
+    session.say("half \ud83d and whole \ud83d\ude00", images=[odd])
+    json.dumps(session.export(embed=True), ensure_ascii=False).encode()
+    saved = session.save(tmp_path / "talk.json")
+    saved.read_text(encoding="utf-8")
+    other = ChatSession(engine, SHORT)
+    other.load(saved)
+    assert other.turns[0].text == "half \ufffd and whole 😀" and other.edit(0, "and?").text is not None
+    plain = json.loads(json.dumps(session.export(embed=True)))
+    plain["turns"][0]["text"], plain["turns"][0]["answer"] = "q\ud83d", "a\ud83d"
+    other.load(plain)
+    assert (other.turns[0].text, other.turns[0].answer) == ("q\ufffd", "a\ufffd")

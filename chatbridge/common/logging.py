@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import threading
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 def setup_logging(main_process: bool) -> logging.Logger:
     """The package's logger: one line per message on stderr, warnings only on the other ranks."""
+    forgiving_streams()
     logger = logging.getLogger("chatbridge")
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     if not logger.handlers:
@@ -24,6 +26,14 @@ def setup_logging(main_process: bool) -> logging.Logger:
         logger.addHandler(handler)
         logger.propagate = False
     return logger
+
+
+def forgiving_streams() -> None:
+    """Let no character end a program: what a terminal's encoding lacks is written as an escape, and bytes that are no
+    text in it are read as surrogates (see `documents.repaired`), as Python reads the names of files."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # replaced by something that is no such stream, or closed
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
 
 
 class _BesideProgressBars(logging.Handler):

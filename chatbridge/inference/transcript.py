@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import read_json, repaired
 from chatbridge.common.schema import bind, key, to_plain
 from chatbridge.inference.engine import Engine
 from chatbridge.inference.media import Medium
@@ -58,7 +59,8 @@ def export(turns: Sequence[Exchange], embed: bool = False, folder: Path | None =
     """A conversation as plain values for JSON.
 
     Args:
-        embed: write the bytes of files, too; those of media that have no file are written in any case.
+        embed: write the bytes of files, too; those of media that have no file, or none whose name is text, are written
+            in any case.
         folder: paths below it are written relative to it.
 
     Raises:
@@ -66,9 +68,9 @@ def export(turns: Sequence[Exchange], embed: bool = False, folder: Path | None =
     """
     records = [
         TurnRecord(
-            text=turn.text,
+            text=repaired(turn.text),
             media=[_record(medium, embed, folder) for medium in turn.media],
-            answer=turn.answer,
+            answer=None if turn.answer is None else repaired(turn.answer),
             finish=turn.finish,
         )
         for turn in turns
@@ -96,7 +98,7 @@ def restore(
     if isinstance(version, int) and version > VERSION:
         raise ValueError(f"{source}: its version is {version}, this ChatBridge reads up to {VERSION}; use a newer one")
     turns = []
-    for number, record in enumerate(bind(ConversationRecord, plain, source).turns):
+    for number, record in enumerate(bind(ConversationRecord, _repaired(plain), source).turns):
         media = []
         for medium in record.media:
             try:
@@ -122,18 +124,23 @@ def load(engine: Engine, file: str | Path) -> list[Exchange]:
         ValueError: as `restore`, and for a file that cannot be read.
     """
     file = Path(file).expanduser().absolute()
-    try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error})") from error
-    return restore(engine, plain, file.name, file.parent)
+    return restore(engine, read_json(file), file.name, file.parent)
+
+
+def _repaired(tree: Any) -> Any:
+    """The same values of JSON, with texts that can be written."""
+    if isinstance(tree, str):
+        return repaired(tree)
+    if isinstance(tree, Mapping):
+        return {name: _repaired(value) for name, value in tree.items()}
+    return [_repaired(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _record(medium: Medium, embed: bool, folder: Path | None) -> MediumRecord:
     path = data = None
     if isinstance(medium.source, Blob):
         data = medium.source.data
-    elif embed:
+    elif embed or repaired(str(medium.source)) != str(medium.source):
         medium.check_unchanged()
         if Path(medium.source).is_dir():
             raise MediaError(medium.name, "is a folder of frames and cannot be embedded; export it by path")
@@ -143,7 +150,7 @@ def _record(medium: Medium, embed: bool, folder: Path | None) -> MediumRecord:
         path = path.relative_to(folder) if folder is not None and path.is_relative_to(folder) else path
     return MediumRecord(
         modality=medium.modality,
-        name=name_of(medium.source) if isinstance(medium.source, Blob) else medium.name,
+        name=repaired(name_of(medium.source) if isinstance(medium.source, Blob) else medium.name),
         sha256=medium.digest,
         path=None if path is None else path.as_posix(),
         data=None if data is None else base64.b64encode(data).decode("ascii"),

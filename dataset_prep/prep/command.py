@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.logging import forgiving_streams
 from dataset_prep.prep.items import Drop, Item
 from dataset_prep.prep.job import Job, Options, summary
 from dataset_prep.prep.media import CHECKS, FOLDERS, Placing, link_folder
@@ -57,6 +58,7 @@ def options(args: argparse.Namespace) -> Options:
 
 def run_command(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """The exit status of a command: errors as one line each, no traceback."""
+    forgiving_streams()
     try:
         return body(args) or 0
     except (ValueError, OSError) as error:
