@@ -11,6 +11,7 @@ and manifest.json. The same input gives the same bytes, with any number of worke
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def keys(annotations: Path, kinds: Sequence[TaskKind]) -> Iterator[Item | Drop]:
         media = {m: record.files_of(m) for kind in kinds for m in kind.modalities if record.files_of(m)}
         stem = record.id
         for names in media.values():
-            stem = Path(stem).with_suffix("").as_posix() if stem in names else stem
+            stem = os.path.splitext(stem)[0] if stem in names else stem
         key = _NOT_IN_KEYS.sub("_", stem).strip("_")[:LONGEST_KEY] or "sample"
         while hash_of(key) in taken:
             key = f"{key}__{index}"

@@ -119,7 +119,7 @@ def vqa(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
             continue
         answers = [_words(a.get("answer")) for a in column(note, ("answers",)) or [] if isinstance(a, dict)]
         answers = [answer for answer in answers if answer]
-        answer = text(note, "multiple_choice_answer") or (max(answers, key=answers.count) if answers else "")
+        answer = _words(note.get("multiple_choice_answer")) or (max(answers, key=answers.count) if answers else "")
         yield _asked(number, question.get("question"), answer, answers, names(text(note, "image_id")), where)
 
 
