@@ -128,6 +128,9 @@ class Terminal:
     def attach(self, media: list[Medium]) -> None:
         self.waiting += media
         self.tell("will be shown: " + ", ".join(f"{medium.modality} {medium.name}" for medium in self.waiting))
+        for medium in media:
+            if medium.remark:
+                self.tell(f"note: {medium.remark}")
 
     def answer(self, answer: Answer) -> None:
         """Write an answer as it comes; Ctrl-C ends it."""

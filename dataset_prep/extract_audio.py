@@ -17,6 +17,8 @@ from pathlib import Path
 
 from chatbridge.datasets.builder import one_sample
 from chatbridge.processors import MediaError, VideoProcessor
+from chatbridge.processors.base import reading
+from chatbridge.processors.resampling import resample
 from chatbridge.processors.sound_files import read_sound
 from dataset_prep.prep.command import make_parser, options, positive, run_command
 from dataset_prep.prep.items import UNREADABLE, Drop, Item, Part
@@ -68,7 +70,6 @@ class Extract:
 
     def _one(self, item: Item) -> dict:
         import soundfile
-        import torchaudio
 
         waveform, rate = read_sound(self.root / item.where, self.max_seconds)
         if waveform.shape[1] == 0:
@@ -76,7 +77,8 @@ class Extract:
         if self.mono:
             waveform = waveform.mean(0, keepdim=True)
         if self.rate and self.rate != rate:
-            waveform, rate = torchaudio.functional.resample(waveform, rate, self.rate), self.rate
+            with reading(item.where, "cannot be resampled"):
+                waveform, rate = resample(waveform, rate, self.rate), self.rate
         target = self.out / f"{item.id}.{self.format}"
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")

@@ -174,7 +174,7 @@ def test_missing_empty_damaged_special(files, tmp_path):
         (tmp_path / "none.png", "none.png: does not exist"),
         (tmp_path / "zero.wav", "zero.wav: is empty"),
         (b"", "is empty"),
-        (tmp_path / "pipe", "pipe: is empty"),
+        (tmp_path / "pipe", "pipe: is a pipe, a socket or a device, a regular file was expected"),
         (tmp_path, "is a folder"),
         (cut[:600], "is truncated"),
     ):

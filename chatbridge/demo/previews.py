@@ -7,16 +7,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
+from av.error import FFmpegError
 from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
 from chatbridge.inference import Medium
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.processors.base import Blob, Source, readable
+from chatbridge.processors.base import Blob, Source, readable, reading
+from chatbridge.processors.containers import decodable, open_container, pictures
 from chatbridge.processors.picture_files import read_rgb
 from chatbridge.processors.sound_files import read_sound
 from chatbridge.processors.video_files import read_frames
@@ -59,7 +60,12 @@ def preview(medium: Medium, folder: Path, limits: MediaLimits, with_video: bool 
     Raises:
         MediaError: when it cannot be decoded.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with reading(medium.source, "cannot be shown"):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _preview(medium, folder, limits, with_video)
+
+
+def _preview(medium: Medium, folder: Path, limits: MediaLimits, with_video: bool) -> Preview:
     if medium.modality == "image":
         return Preview((_picture(medium, folder, limits),), medium.name)
     if medium.modality == "video":
@@ -121,11 +127,11 @@ def _sound(source: Source, samples: Tensor, rate: int, folder: Path) -> Path:
 
 
 def _played_video(source: Source) -> str | None:
-    with _opened(source) as container:
-        codec = container.streams.video[0].codec_context.name
-        codec = {"libdav1d": "av1", "libvpx-vp9": "vp9"}.get(codec, codec)
+    with open_container(readable(source)) as container:
+        context = decodable(pictures(container))[0].codec_context
+        codec = {"libdav1d": "av1", "libvpx-vp9": "vp9"}.get(context.name, context.name)
         for ending, codecs in PLAYED_VIDEOS.items():
-            plain = container.streams.video[0].codec_context.pix_fmt in ("yuv420p", "yuvj420p")
+            plain = context.pix_fmt in ("yuv420p", "yuvj420p")
             if plain and ending in container.format.name.split(",") and codec in codecs:
                 return ending
     return None
@@ -133,16 +139,12 @@ def _played_video(source: Source) -> str | None:
 
 def _played_sound(source: Source) -> str | None:
     try:
-        with _opened(source) as container:
+        with open_container(readable(source)) as container:
             if container.streams.video:  # a video whose sound alone is heard
                 return None
             return PLAYED_SOUNDS.get(container.format.name)
-    except av.FFmpegError:
+    except FFmpegError:
         return None
-
-
-def _opened(source: Source) -> av.container.InputContainer:
-    return av.open(readable(source))
 
 
 def _as_file(source: Source, file: Path) -> Path:

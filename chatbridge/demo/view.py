@@ -108,6 +108,7 @@ def _note(conversation: Conversation, turn: Exchange, reply: Reply | None, missi
         notes.append("stopped")
     elif turn.finish == "length":
         notes.append("cut off: see “Length at most”")
+    notes += reply.remarks if reply is not None else []
     if reply is not None and reply.dropped_turns:
         notes.append(f"the oldest {reply.dropped_turns} turns no longer fit and were left out")
     return "; ".join(notes)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+
+from chatbridge.common.documents import open_regular
 
 
 def frames_of(path: Path, count: int = 4) -> np.ndarray:
@@ -14,15 +19,15 @@ def frames_of(path: Path, count: int = 4) -> np.ndarray:
     Raises:
         ValueError: a file that cannot be read or holds no picture.
     """
-    try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise ValueError(f"{path}: cannot be shown in the report ({error})") from error
+    with _opened(path, "shown in") as container:
+        total = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    places = {int((place + 0.5) * total / min(count, total)) for place in range(min(count, total))}
+    with _opened(path, "shown in") as container:
+        decoded = enumerate(container.decode(container.streams.video[0]))
+        frames = [frame.to_ndarray(format="rgb24") for number, frame in decoded if number in places]
     if not frames:
         raise ValueError(f"{path}: cannot be shown in the report (it holds no frames)")
-    places = (np.arange(min(count, len(frames))) + 0.5) * len(frames) / min(count, len(frames))
-    return np.stack([frames[int(place)] for place in places])
+    return np.stack(frames)
 
 
 def sound_of(path: Path) -> tuple[np.ndarray, int]:
@@ -32,10 +37,19 @@ def sound_of(path: Path) -> tuple[np.ndarray, int]:
         ValueError: a file that cannot be read or holds no sound.
     """
     resampler = av.AudioResampler(format="fltp", layout="mono")
-    try:
-        with av.open(str(path)) as container:
-            rate = container.streams.audio[0].rate
-            pieces = [p.to_ndarray()[0] for frame in container.decode(audio=0) for p in resampler.resample(frame)]
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise ValueError(f"{path}: cannot be heard for the report ({error})") from error
+    with _opened(path, "heard for") as container:
+        track = next(track for track in container.streams.audio if track.codec_context is not None)
+        rate = track.codec_context.sample_rate
+        pieces = [p.to_ndarray()[0] for frame in container.decode(track) for p in resampler.resample(frame)]
     return (np.concatenate(pieces) if pieces else np.zeros(0, np.float32)), rate
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Any]:
+    """A media file, whatever goes wrong with which is a ValueError."""
+    try:
+        with open_regular(path) as file, av.open(file, metadata_errors="replace") as container:
+            yield container
+    except Exception as error:  # decoders raise anything
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise ValueError(f"{path}: cannot be {what} the report ({reason})") from error

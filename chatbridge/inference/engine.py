@@ -19,12 +19,13 @@ from chatbridge import register_all
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.schema import ConfigError
 from chatbridge.conversation import PromptFormat
-from chatbridge.inference.media import Medium, Shown, guess_modality, has_sound
+from chatbridge.inference.media import Medium, Shown, guess_modality, without_sound
 from chatbridge.inference.prefix import PrefixCache
 from chatbridge.inference.prompt import Exchange, Prompt, PromptWriter
 from chatbridge.inference.settings import GenerationSettings
 from chatbridge.models.attention import AttentionMaps, cross_attention
-from chatbridge.processors.base import MediaError, MediaProcessor
+from chatbridge.processors.base import MediaError, MediaProcessor, reading
+from chatbridge.processors.containers import NO_SOUND
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly
 from chatbridge.tasks.base import Task
@@ -158,19 +159,24 @@ class Engine:
         """A video, followed by its sound.
 
         Args:
-            sound: None takes the sound if there is one and the model can hear; True insists.
+            sound: None takes the sound if there is one that can be heard, and the model can hear; True insists. A sound
+                track of which nothing can be decoded is then left out, which the video's `remark` says.
 
         Raises:
             MediaError: also when there is no sound to be had and `sound` is True.
         """
         picture = self.medium(source, "video")
-        if sound is None:
-            sound = "audio" in self.processors and has_sound(picture.source)
-        elif sound and not has_sound(picture.source):
-            raise MediaError(picture.name, "has no sound track; leave its sound out")
-        if not sound:
+        if sound is False or (sound is None and "audio" not in self.processors):
             return [picture]
-        return [picture, self.medium(replace(picture, modality="audio"))]
+        problem = without_sound(picture.source)
+        if problem is None:
+            return [picture, self.medium(replace(picture, modality="audio"))]
+        if sound:
+            raise MediaError(picture.name, f"{problem}; leave its sound out")
+        if problem != NO_SOUND:
+            picture.remark = f"{picture.name} {problem}; it is shown without sound"
+            logger.warning("%s", picture.remark)
+        return [picture]
 
     def encode(self, media: Iterable[Medium]) -> list[Tensor]:
         """Rows [Q, D] of each medium, computed only for those that were not shown before.
@@ -209,7 +215,8 @@ class Engine:
         if medium.muted:
             return processor.blank()
         medium.check_unchanged()
-        tensor = processor.load(medium.source)
+        with reading(medium.source):
+            tensor = processor.load(medium.source)
         if tensor is None:  # only with compat: original, where a sound of under 25 ms gives nothing
             raise MediaError(medium.name, f"is too short for {medium.modality}")
         return tensor

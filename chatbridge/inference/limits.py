@@ -16,12 +16,23 @@ from pathlib import Path
 import av
 import soundfile
 from av.container import InputContainer
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from PIL import Image, UnidentifiedImageError
 
-from chatbridge.inference.media import Shown, as_source
-from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable
-from chatbridge.processors.containers import check_whole
+from chatbridge.inference.media import LOOK_SECONDS, Shown, as_source
+from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading, reason_of
+from chatbridge.processors.containers import (
+    NO_DECODER,
+    check_whole,
+    decodable,
+    open_container,
+    pictures,
+    sound_problem,
+)
+from chatbridge.processors.jpeg_files import scans_problem
+from chatbridge.processors.picture_files import MAX_SIDE
+from chatbridge.processors.sound_files import FASTEST_SOUND, check_sound
+from chatbridge.processors.time_limit import within
 
 PICTURES = ("BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 """Pillow's names of the formats that are accepted."""
@@ -31,9 +42,6 @@ CONTAINERS = (
     "wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,wv"
 )
 """FFmpeg's names of the same."""
-
-FASTEST_SOUND = 192_000
-"""Samples of all channels in a second, at the longest duration: 96 kHz in stereo."""
 
 MIB = 2**20
 
@@ -104,54 +112,72 @@ class MediaLimits:
         source = as_source(shown)
         name = name_of(source) if isinstance(source, Blob) else Path(source).name
         try:
-            readable(source)
-            self.check_bytes(name, len(source.data) if isinstance(source, Blob) else Path(source).stat().st_size)
-            if modality not in (None, "image", "video", "audio"):
-                return Contents(kind=modality)
-            found = self._picture(source, name) or self._track(source, name) or self._sound(source, name)
-            if found is None:
-                check_whole(source)  # a file that was cut off has often lost what it is known by
-                raise MediaError(name, "holds no picture, video or sound in a format that is accepted here")
+            with reading(source):
+                found = within(LOOK_SECONDS, name, self._look, source, name, modality)
         except MediaError as error:  # without the folder, which is nobody else's business
             raise type(error)(name, error.reason) from error
-        except OSError as error:
-            raise MediaError(name, f"cannot be opened ({error.strerror})") from error
         if modality not in (None, found.kind) and not (modality == "audio" and found.sound):
             wanted = "has no sound" if (found.kind, modality) == ("video", "audio") else f"not {_WORDS[modality]}"
             raise MediaError(name, f"is {_WORDS[found.kind]} and {wanted}")
         return found
 
+    def _look(self, source: Source, name: str, modality: str | None) -> Contents:
+        readable(source)
+        self.check_bytes(name, len(source.data) if isinstance(source, Blob) else Path(source).stat().st_size)
+        if modality not in (None, "image", "video", "audio"):
+            return Contents(kind=modality)
+        found = self._picture(source, name) or self._track(source, name) or self._sound(source, name)
+        if found is None:
+            check_whole(source)  # a file that was cut off has often lost what it is known by
+            raise MediaError(name, "holds no picture, video or sound in a format that is accepted here")
+        return found
+
     def _picture(self, source: Source, name: str) -> Contents | None:
         try:
             with Image.open(readable(source), formats=PICTURES) as picture:
-                width, height = picture.size
+                (width, height), kind = picture.size, picture.format
         except UnidentifiedImageError:
             return None
         except Image.DecompressionBombError as error:
             raise LimitExceeded(name, f"is far larger than {_megapixels(self.max_pixels)}; shrink it") from error
         except Exception as error:  # damaged pictures make Pillow raise almost anything
-            raise MediaError(name, f"is a damaged picture ({error or type(error).__name__})") from error
+            raise MediaError(name, f"is a damaged picture ({reason_of(error)})") from error
         self._check_pixels(name, width, height)
+        if kind in ("JPEG", "MPO"):
+            problem = scans_problem(source.data if isinstance(source, Blob) else Path(source).read_bytes())
+            if problem:
+                raise LimitExceeded(name, f"{problem}; save it anew")
         return Contents(kind="image", pixels=width * height)
 
     def _track(self, source: Source, name: str) -> Contents | None:
         """What FFmpeg finds in a video or sound."""
         try:
-            with av.open(readable(source), options={"format_whitelist": CONTAINERS}) as container:
-                # The cover of a record is a picture track, too.
-                pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-                sounds = list(container.streams.audio)
-                if not pictures and not sounds:
+            with open_container(readable(source), headers_only=True, formats=CONTAINERS) as container:
+                self._frame_sizes(container, name)  # before the first frames are decoded to see what they are
+            with open_container(readable(source), formats=CONTAINERS) as container:
+                films, sounds = pictures(container), container.streams.audio
+                if not films and not sounds:
                     return None
-                for track in pictures:
-                    self._check_pixels(name, track.codec_context.width, track.codec_context.height)
+                sizes = self._frame_sizes(container, name)
+                heard = [track.codec_context for track in decodable(sounds)]
+                if not sizes and (films or not heard):
+                    raise MediaError(name, NO_DECODER.format("picture" if films else "sound"))
                 seconds = self._duration(container, name)
-                for track in sounds:
-                    self._check_samples(name, seconds * track.codec_context.sample_rate * track.codec_context.channels)
-                size = max((t.codec_context.width * t.codec_context.height for t in pictures), default=0)
+                for codec in heard:
+                    check_sound(name, codec.sample_rate, codec.channels)
+                    self._check_samples(name, seconds * codec.sample_rate * codec.channels)
         except av.FFmpegError:
             return None
-        return Contents(kind="video" if pictures else "audio", pixels=size, seconds=seconds, sound=bool(sounds))
+        if not sizes:
+            return Contents(kind="audio", seconds=seconds, sound=True)
+        return Contents(kind="video", pixels=max(sizes), seconds=seconds, sound=sound_problem(source) is None)
+
+    def _frame_sizes(self, container: InputContainer, name: str) -> list[int]:
+        """Pixels of a frame of each track of moving pictures that can be decoded."""
+        codecs = [track.codec_context for track in decodable(pictures(container))]
+        for codec in codecs:
+            self._check_pixels(name, codec.width, codec.height)
+        return [codec.width * codec.height for codec in codecs]
 
     def _duration(self, container: InputContainer, name: str) -> float:
         """The longest that header and packets say, in seconds."""
@@ -174,7 +200,8 @@ class MediaLimits:
             found = soundfile.info(readable(source))
         except (soundfile.SoundFileError, RuntimeError, TypeError):
             return None
-        seconds = found.frames / max(1, found.samplerate)
+        check_sound(name, found.samplerate, found.channels)
+        seconds = found.frames / found.samplerate
         self._check_seconds(name, seconds)
         self._check_samples(name, found.frames * found.channels)
         return Contents(kind="audio", seconds=seconds, sound=True)
@@ -196,6 +223,8 @@ class MediaLimits:
         if width * height > self.max_pixels:
             size = f"{width} x {height}, that is {_megapixels(width * height)}"
             raise LimitExceeded(name, f"is {size}; {_megapixels(self.max_pixels)} are allowed; shrink it")
+        if max(width, height) > MAX_SIDE:
+            raise LimitExceeded(name, f"is {width} x {height}; a side of {MAX_SIDE:,} pixels is allowed; shrink it")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

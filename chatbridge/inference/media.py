@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 
-from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable
-from chatbridge.processors.containers import open_container
+from chatbridge.common.documents import open_regular
+from chatbridge.processors.base import Blob, MediaError, Source, is_folder, name_of, readable, reading
+from chatbridge.processors.containers import NO_SOUND, open_container, pictures, sound_problem
+from chatbridge.processors.time_limit import within
+
+LOOK_SECONDS = 10.0
+"""That finding out what a file holds may take: its headers, the times of its packets, the beginning of its sound."""
 
 _BLOCK = 2**20
 
@@ -31,6 +35,7 @@ class Medium:
         digest: SHA-256 of the content, in hexadecimal.
         muted: show an empty medium (black, silent) in its place, so that an answer can be had without it.
         stamp: size and time of the file when it was read for the digest; None for bytes.
+        remark: what is to be known about how it is shown, such as without its sound.
     """
 
     modality: str
@@ -38,6 +43,7 @@ class Medium:
     digest: str
     muted: bool = False
     stamp: tuple[int, int] | None = None
+    remark: str = ""
 
     @classmethod
     def of(cls, modality: str, source: Shown) -> Medium:
@@ -47,7 +53,8 @@ class Medium:
             MediaError: when there is no such file or it is empty.
         """
         source = as_source(source)
-        return cls(modality, source, digest_of(source), stamp=_stamp(source))
+        with reading(source):
+            return cls(modality, source, digest_of(source), stamp=_stamp(source))
 
     def check_unchanged(self) -> None:
         """Raise MediaError when the file is not the one that was attached."""
@@ -78,14 +85,15 @@ def as_source(shown: Shown) -> Source:
 
 def digest_of(source: Source) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of a folder's files."""
-    if not isinstance(source, Blob) and Path(source).is_dir():
+    if is_folder(source):
         files = [file for file in sorted(Path(source).iterdir()) if file.is_file()]
         if not files:
             raise MediaError(str(source), "is a folder without files")
-        return hashlib.sha256("".join(f"{file.name}\0{digest_of(file)}" for file in files).encode()).hexdigest()
+        listed = "".join(f"{file.name}\0{digest_of(file)}" for file in files)
+        return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
     opened = readable(source)
     digest = hashlib.sha256()
-    with open(opened, "rb") if isinstance(opened, str) else opened as stream:
+    with open_regular(opened) if isinstance(opened, str) else opened as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -110,9 +118,10 @@ def guess_modality(source: Source, known: Sequence[str]) -> str:
     Raises:
         MediaError: when it is none of them.
     """
-    found = _content(source)
-    if found is None:
-        raise MediaError(name_of(source), "holds no picture, video or sound that can be read; say what it is")
+    with reading(source):
+        found = within(LOOK_SECONDS, name_of(source), _content, source)
+        if found is None:
+            raise MediaError(name_of(source), "holds no picture, video or sound that can be read; say what it is")
     if found not in known:
         raise MediaError(name_of(source), f"is {_WORDS[found]}; this model knows {', '.join(sorted(known))}")
     return found
@@ -122,7 +131,7 @@ _WORDS = {"image": "a picture", "video": "a video", "audio": "a sound"}
 
 
 def _content(source: Source) -> str | None:
-    if not isinstance(source, Blob) and Path(source).is_dir():
+    if is_folder(source):
         return "video"  # a folder of frames
     try:
         with Image.open(readable(source)):
@@ -135,24 +144,33 @@ def _content(source: Source) -> str | None:
         return "image"
     try:
         with open_container(readable(source)) as container:
-            # The cover of a record is a picture track, too.
-            pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            return "video" if pictures else "audio" if container.streams.audio else None
+            if pictures(container):
+                return "video"
+            return "audio" if container.streams.audio else None
     except av.FFmpegError:
         return None
 
 
-def has_sound(source: Source) -> bool:
-    """Whether a video has a sound track. What cannot be read has none; its processor says why.
+def without_sound(source: Source) -> str | None:
+    """Why a video has no sound that could be heard, in words for a message; None where it has one.
 
     Raises:
         MediaError: when there is no such file or it is empty.
     """
-    if not isinstance(source, Blob) and Path(source).is_dir():
-        return False
-    opened = readable(source)
+    if is_folder(source):
+        return NO_SOUND
+    readable(source)
     try:
-        with open_container(opened) as container:
-            return bool(container.streams.audio)
-    except av.FFmpegError:
-        return False
+        with reading(source):
+            return within(LOOK_SECONDS, name_of(source), sound_problem, source)
+    except MediaError as error:
+        return error.reason
+
+
+def has_sound(source: Source) -> bool:
+    """Whether a video has sound that can be heard. What cannot be read has none; its processor says why.
+
+    Raises:
+        MediaError: when there is no such file or it is empty.
+    """
+    return without_sound(source) is None

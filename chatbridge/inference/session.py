@@ -30,6 +30,7 @@ class Reply:
         token_ids: the tokens as the model wrote them, a stop text included, the end token not.
         finish: "stop" when the model ended it, "length" at the most tokens allowed, "cancelled".
         dropped_turns: how many of the oldest turns the model did not see, because they no longer fit.
+        remarks: what is to be known about the media of the question, such as a video whose sound cannot be heard.
         prompt_positions: what the model read; reused_positions: how many of them it had read before.
         seed: of the sampling; None where nothing is sampled.
         first_seconds: until the first token (with beams: the whole answer), media included; seconds: in all.
@@ -39,6 +40,7 @@ class Reply:
     token_ids: list[int] = field(default_factory=list)
     finish: str = ""
     dropped_turns: int = 0
+    remarks: list[str] = field(default_factory=list)
     prompt_positions: int = 0
     reused_positions: int = 0
     seed: int | None = None
@@ -299,6 +301,7 @@ class ChatSession:
         text = VisibleText(self.engine.tokenizer, self.engine.format, self.engine.stop)
         try:
             prompt = self.engine.prompt(turns, settings)
+            reply.remarks = [medium.remark for medium in turns[-1].media if medium.remark]
             self.turns = turns
             for piece in self._pieces(prompt, settings, text, reply):
                 reply.first_seconds = reply.first_seconds or time.perf_counter() - begun

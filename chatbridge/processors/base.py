@@ -9,14 +9,19 @@ from __future__ import annotations
 import io
 import os
 import random
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from chatbridge.common.documents import LFS_REASON, LFS_START, DocumentError, irregular, open_regular, repaired
 from chatbridge.common.raw import RawMedia
+
+LONGEST_REASON = 200
+"""Characters of a decoder's message that are passed on: some print pages of their insides."""
 
 
 class MediaError(ValueError):
@@ -28,9 +33,8 @@ class MediaError(ValueError):
     """
 
     def __init__(self, source: str, reason: str):
-        self.source = source
-        self.reason = reason
-        super().__init__(f"{source}: {reason}")
+        self.source, self.reason = repaired(str(source)), repaired(reason)  # names of files may hold what no log can
+        super().__init__(f"{self.source}: {self.reason}")
 
     def __reduce__(self) -> tuple:
         # An exception made from one joined message could not travel back from a data-loader worker.
@@ -97,11 +101,16 @@ def suffix_of(source: Source) -> str:
     return Path(name_of(source)).suffix.lower()
 
 
+def is_folder(source: Source) -> bool:
+    """Whether this is a folder of frames; False for what cannot be looked at."""
+    return not isinstance(source, Blob) and os.path.isdir(source)
+
+
 def readable(source: Source) -> str | io.BytesIO:
     """What a decoder opens: the path as text, or a fresh stream over the bytes.
 
     Raises:
-        MediaError: when there is no such file, it is a folder, or it has no bytes.
+        MediaError: when there is no such file, it is a folder, a pipe, a socket or a device, or it has no bytes.
     """
     if isinstance(source, Blob):
         if not source.data:
@@ -111,10 +120,57 @@ def readable(source: Source) -> str | io.BytesIO:
         found = os.stat(source)
     except FileNotFoundError:
         raise MissingMedia(str(source), "does not exist") from None
-    except (OSError, ValueError) as error:  # no permission, name too long, NUL in the name
-        raise MediaError(str(source), f"cannot be opened ({error})") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise MediaError(str(source), "is a folder, a file was expected")
-    if found.st_size == 0:
-        raise MediaError(str(source), "is empty (0 bytes)")
+    except (OSError, ValueError) as error:  # no permission, name too long, NUL or half a character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(str(source), f"cannot be opened ({reason})") from error
+    problem = irregular(found) or (None if found.st_size else "is empty (0 bytes)")
+    if problem:
+        raise MediaError(str(source), problem)
     return str(source)
+
+
+@contextmanager
+def reading(source: Source, complaint: str = "cannot be read") -> Iterator[None]:
+    """The boundary around all that opens or decodes a medium: whatever goes wrong inside is a `MediaError`.
+
+    Decoders raise anything on what they do not expect, MemoryError, RecursionError and AttributeError included, and one
+    odd file must not end a run. A mistake of our own looks like a bad file here, too: the error that it was stays
+    chained, and ``run.max_bad_share`` ends a run in which it is met often.
+
+    Args:
+        complaint: what is said of the file; the decoder's own words follow in brackets.
+
+    Raises:
+        MediaError: naming the file and the reason.
+    """
+    try:
+        yield
+    except MissingMedia:
+        raise
+    except Exception as error:
+        if _is_lfs_pointer(source):
+            raise MediaError(name_of(source), LFS_REASON) from error
+        if isinstance(error, MediaError):
+            raise
+        if isinstance(error, DocumentError):
+            raise MediaError(name_of(source), error.reason) from error
+        raise MediaError(name_of(source), f"{complaint} ({reason_of(error)})") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, for the brackets of a message: its first line, its class where that is what tells."""
+    if isinstance(error, MemoryError):
+        return "more memory would be needed than there is"
+    # Decoders put addresses, paths or pages of native backtrace into their messages.
+    text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0].split("Check failed: ")[-1]
+    if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | RecursionError | AssertionError):
+        text = f"{type(error).__name__}: {text}"
+    return text[:LONGEST_REASON] or type(error).__name__
+
+
+def _is_lfs_pointer(source: Source) -> bool:
+    if isinstance(source, Blob):
+        return source.data.startswith(LFS_START)
+    with suppress(OSError, ValueError), open_regular(source) as file:  # ValueError: not a regular file, too
+        return file.read(len(LFS_START)) == LFS_START
+    return False

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 from math import ceil, gcd
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from chatbridge.common.raw import RawMedia
 from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
+from chatbridge.processors.resampling import reach, resample
 
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
@@ -59,10 +58,8 @@ class FilterBank:
 
     def resampled(self, samples: Tensor, rate: int) -> Tensor:
         """Samples [M, L] at the bank's rate."""
-        if rate == self.sample_rate:
-            return samples
         with torch.autocast(samples.device.type, enabled=False):
-            return _resampler(rate, self.sample_rate, samples.dtype, str(samples.device))(samples)
+            return resample(samples, rate, self.sample_rate)
 
     def length(self, samples: int, rate: int) -> int:
         """How many samples so many at `rate` Hz become."""
@@ -78,7 +75,7 @@ class FilterBank:
         start, stop = first * self.shift, (last - 1) * self.shift + self.window
         if rate == self.sample_rate:
             return start, stop, 0
-        width = _resampler(rate, self.sample_rate, torch.float32, "cpu").width  # samples to either side that matter
+        width = reach(rate, self.sample_rate)
         common = gcd(rate, self.sample_rate)
         old, new = rate // common, self.sample_rate // common
         block = max(0, start // new - ceil(width / old))  # resampling goes by blocks: so many old to so many new ones
@@ -212,9 +209,3 @@ def _arrived(
 ) -> RawSounds:
     named = tuple(tuple(Clip(*values) for values in one) for one in clips)
     return RawSounds(unpacked(samples, lease), named, FilterBank(*bank), lease)
-
-
-@lru_cache(maxsize=64)
-def _resampler(rate: int, wanted: int, dtype: torch.dtype, device: str) -> torchaudio.transforms.Resample:
-    # Its filter takes longer to compute than to apply to a few seconds of sound.
-    return torchaudio.transforms.Resample(rate, wanted, dtype=None if dtype == torch.float32 else dtype).to(device)

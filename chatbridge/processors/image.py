@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
-from chatbridge.processors.base import Source
-from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.base import Source, reading
 from chatbridge.processors.pixels import PixelConfig, PixelTransform, RawPixels
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -42,8 +41,8 @@ class ImageProcessor:
 
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
         """float32 [1, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
-        c = self.config
-        return self.transform([read_rgb(source, c.max_pixels, c.compat, c.jpeg_side(rng is not None))], rng)
+        with reading(source, "cannot be resized"):
+            return self.transform([self.transform.read(source, rng is not None)], rng)
 
     def blank(self) -> Tensor:
         """A black picture, normalised like any other."""

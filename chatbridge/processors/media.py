@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from torch import Tensor
 
 from chatbridge.common.raw import RawMedia
-from chatbridge.processors.base import MediaError, MediaProcessor, MissingMedia
+from chatbridge.processors.base import MediaError, MediaProcessor, MissingMedia, Source, name_of, reading
 
-SUSPECT = re.compile(r"^$|^[/\\]|\.\.|[\0:]")
-"""What a file name that leaves its folder has at least one of."""
+SUSPECT = re.compile(r"^[./\\]*$|^[/\\]|\.\.|[\0:]")
+"""What a file name that leaves its folder, or means the folder itself, has at least one of."""
 
 
 class MediaLoader:
@@ -113,17 +113,24 @@ class MediaLoader:
         for stem in stems:
             for ending in endings:
                 candidate = path.with_name(stem + ending)
-                if candidate.exists():
+                if os.path.exists(candidate):  # and not Path.exists, which raises for names that are too long
                     return candidate
         tried = " ".join(processor.extensions)
         raise MissingMedia(name, f"no such {modality} in {root} (tried the name itself and the endings {tried})")
 
     def _load(self, modality: str, name: str, rng: random.Random | None) -> Tensor | RawMedia:
-        processor, root = self._processor(modality), self.roots.get(modality)
+        root = self.roots.get(modality)
         path = None if root is None else f"{root}/{safe_name(name)}"  # for speed, the first that `find` tries
-        tensor = processor.load(path if path and os.path.exists(path) else self.find(modality, name), rng)
+        return self._read(modality, path if path and os.path.exists(path) else self.find(modality, name), rng)
+
+    def _read(self, modality: str, source: Source, rng: random.Random | None) -> Tensor | RawMedia:
+        """What the processor makes of a file; whatever it raises, a plugin's included, is a MediaError."""
+        processor = self._processor(modality)
+        with reading(source):
+            tensor = processor.load(source, rng)
         if tensor is None:  # only with compat: original, where a sound of under 25 ms gives nothing
-            raise MediaError(name, f"is too short for a {modality} (compat: original refuses what default pads)")
+            too_short = f"is too short for a {modality} (compat: original refuses what default pads)"
+            raise MediaError(name_of(source), too_short)
         return tensor
 
     def _processor(self, modality: str) -> MediaProcessor:
@@ -142,6 +149,6 @@ def safe_name(name: str) -> str:
     if not SUSPECT.search(name):  # taking it apart takes longer than reading an annotation entry
         return name
     parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
-    if not name or "\0" in name or ".." in parts or name.startswith("/") or PureWindowsPath(name).anchor:
+    if not parts or "\0" in name or ".." in parts or name.startswith("/") or PureWindowsPath(name).anchor:
         raise MediaError(repr(name), "is not a file name below its media folder (no '..', no absolute path)")
     return name

@@ -16,9 +16,15 @@ from torch import Tensor
 from chatbridge.common.raw import RawMedia
 from chatbridge.common.schema import key
 from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
+from chatbridge.processors.base import Source
+from chatbridge.processors.picture_files import MAX_PIXELS, MAX_SIDE, read_rgb
+from chatbridge.processors.time_limit import PICTURE_SECONDS
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+LONGEST_SHAPE = 100
+"""Where a picture keeps its shape, no more of it is resized than so many squares side by side."""
 
 
 @dataclass(kw_only=True)
@@ -48,16 +54,16 @@ class PixelConfig:
         help="where training pixels are normalised; device: they are resized in 8 bits and travel so (a quarter of "
         "the bytes), which rounds them once or twice to 1/255. Evaluation is as with worker",
     )
-    max_pixels: int = key(80_000_000, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1)
+    max_pixels: int = key(MAX_PIXELS, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1)
+    max_side: int = key(MAX_SIDE, help="and one that is wider or higher than this", unit="pixels", low=1)
+    read_seconds: float = key(
+        PICTURE_SECONDS, help="a picture that is not decoded in this time is refused", unit="seconds", low=0.1
+    )
     compat: str = key(
         "default",
         choices=("default", "original"),
         help="original: bilinear without antialias, camera rotation and transparency ignored",
     )
-
-    def jpeg_side(self, training: bool) -> int | None:
-        """The shortest side that a JPEG may be decoded at, None for its own size."""
-        return ceil(self.image_size * self.reducing_gap) if training and self.reducing_gap is not None else None
 
 
 @dataclass
@@ -156,6 +162,12 @@ class PixelTransform:
         self.mean = torch.tensor(c.mean).view(3, 1, 1)
         self.std = torch.tensor(c.std).view(3, 1, 1)
 
+    def read(self, source: Source, training: bool) -> np.ndarray:
+        """A picture file as uint8 [H, W, 3], within the configured bounds. Raises MediaError."""
+        c = self.config
+        side = ceil(c.image_size * c.reducing_gap) if training and c.reducing_gap is not None else None
+        return read_rgb(source, c.max_pixels, c.compat, side, c.max_side, c.read_seconds)
+
     def __call__(self, frames: Sequence[np.ndarray], rng: random.Random | None) -> Tensor | RawPixels:
         """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size], or what the device makes that of."""
         size, training = self.config.image_size, rng is not None
@@ -191,6 +203,9 @@ class PixelTransform:
         height, width = frame.shape[:2]
         keep_shape = self.config.transform == "crop_flip" and not training
         short = min(height, width)
+        if keep_shape and max(height, width) > LONGEST_SHAPE * short:
+            frame = _middle(frame, LONGEST_SHAPE * short)  # of which the middle square is kept
+            height, width = frame.shape[:2]
         target = (size * height // short, size * width // short) if keep_shape else (size, size)
         mode = self.config.train_resize if training else self.config.eval_resize
         if mode == "bicubic" and target != (height, width):
@@ -210,3 +225,9 @@ class PixelTransform:
             return nchw
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
         return nchw[:, :, top : top + size, left : left + size]
+
+
+def _middle(frame: np.ndarray, side: int) -> np.ndarray:
+    """The middle of a frame [H, W, 3], no longer than `side` in either direction."""
+    top, left = (max(0, (length - side) // 2) for length in frame.shape[:2])
+    return frame[top : top + side, left : left + side]

@@ -1,7 +1,8 @@
 """A limit on the time that a decoder may take.
 
-FFmpeg's libraries can loop for ever on a damaged file, inside native code, where no signal and no exception reaches
-them. They are called in a second thread therefore, and left alone there when their time is over.
+Decoders can loop for ever on a damaged file, inside native code, where no signal and no exception reaches them. They
+are called in a second thread therefore, and left alone there when their time is over. That costs about 20 microseconds:
+what cannot take long by its kind and size (`AT_ONCE_PIXELS`, `AT_ONCE_BYTES`) is decoded where it is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Any, TypeVar
 from chatbridge.processors.base import MediaError
 
 READ_SECONDS = 120.0
-"""What is allowed by default: long videos from slow disks take some seconds."""
+"""What is allowed by default for videos and sounds: long ones from slow disks take some seconds."""
+
+PICTURE_SECONDS = 15.0
+"""The same for pictures: as large as they may be, they take two or three."""
+
+AT_ONCE_PIXELS = 4_000_000
+"""A JPEG of so many pixels, each counted as often as there are scans, takes some hundredths of a second."""
+
+AT_ONCE_BYTES = 1 << 26
+"""Samples that are stored as such are only copied."""
 
 T = TypeVar("T")
 _own = threading.local()
@@ -36,6 +46,9 @@ def within(seconds: float, name: str, function: Callable[..., T], *args: Any) ->
     except Empty:
         _own.helper = None
         raise MediaError(name, f"timed out: it was not decoded within {seconds:g} s") from None
+    except BaseException:  # Ctrl-C: what comes of this job must not be taken for the next one's
+        _own.helper = None
+        raise
     if error is not None:
         raise error
     return result
@@ -59,7 +72,7 @@ def _work(jobs: SimpleQueue, results: SimpleQueue) -> None:
         function, args = job
         try:
             outcome = function(*args), None
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the caller waits for it
             outcome = None, error
         results.put(outcome)
         job = outcome = function = args = None  # frames and files are the caller's now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import MediaError, Source
+from chatbridge.processors.base import MediaError, Source, is_folder, reading
 from chatbridge.processors.image import IMAGE_EXTENSIONS
-from chatbridge.processors.picture_files import read_rgb
 from chatbridge.processors.pixels import PixelConfig, PixelTransform, RawPixels
 from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
 from chatbridge.processors.time_limit import READ_SECONDS
@@ -64,12 +64,15 @@ class VideoProcessor:
 
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
         """float32 [T, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
-        if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-            c = self.config
-            frames = read_frames(source, lambda count: self.indices(count, rng), c.max_pixels, c.read_seconds)
-        else:
-            frames = self._from_folder(Path(source), rng)
-        return self.transform(frames, rng)
+        c = self.config
+        with reading(source):
+            if is_folder(source):
+                frames = self._from_folder(Path(source), rng)
+            else:
+                frames = read_frames(
+                    source, lambda count: self.indices(count, rng), c.max_pixels, c.read_seconds, c.max_side
+                )
+            return self.transform(frames, rng)
 
     def blank(self) -> Tensor:
         """`num_frames` black frames, normalised like any other."""
@@ -87,9 +90,23 @@ class VideoProcessor:
         return pick(frame_groups(frames, c.num_frames), rng)
 
     def _from_folder(self, folder: Path, rng: random.Random | None) -> list[np.ndarray]:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_EXTENSIONS)
-        if not names:
-            raise MediaError(str(folder), "is a folder without frames (" + ", ".join(IMAGE_EXTENSIONS) + ")")
+        names = frame_names(folder)
         chosen = pick(frame_groups(len(names), self.config.num_frames), rng)
-        side = self.config.jpeg_side(rng is not None)
-        return [read_rgb(folder / names[i], self.config.max_pixels, self.config.compat, side) for i in chosen]
+        return [self.transform.read(folder / names[i], rng is not None) for i in chosen]
+
+
+def frame_names(folder: Path) -> list[str]:
+    """The pictures of a folder of frames in name order; not what a system hides among them, nor pipes and the like.
+
+    Raises:
+        MediaError: when there is none. OSError: as `os.scandir`.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name[0] != "." and entry.name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file()
+        )
+    if not names:
+        raise MediaError(str(folder), "is a folder without frames (" + ", ".join(IMAGE_EXTENSIONS) + ")")
+    return names

@@ -335,4 +335,4 @@ def _usage(end: End) -> Usage:
 
 
 def _extras(end: End) -> Extras:
-    return Extras(seed=end.reply.seed, dropped_turns=end.dropped)
+    return Extras(seed=end.reply.seed, dropped_turns=end.dropped, remarks=end.reply.remarks)

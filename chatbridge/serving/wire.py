@@ -250,10 +250,12 @@ class Usage(BaseModel):
 
 
 class Extras(BaseModel):
-    """What OpenAI's format has no place for: the seed that was drawn, and old turns that no longer fitted."""
+    """What OpenAI's format has no place for: the seed that was drawn, old turns that no longer fitted, and remarks on
+    the media of the question (a video whose sound cannot be heard)."""
 
     seed: int | None = None
     dropped_turns: int = 0
+    remarks: list[str] = []
 
 
 Finish = Literal["stop", "length"]

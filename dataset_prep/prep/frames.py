@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chatbridge.processors.base import MediaError
-from chatbridge.processors.containers import check_whole, open_container
+from chatbridge.processors.base import MediaError, readable, reading
+from chatbridge.processors.containers import check_whole, decodable, open_container
+from chatbridge.processors.picture_files import MAX_PIXELS, check_size
 from chatbridge.processors.sampling import frame_groups, pick
-from chatbridge.processors.video_files import read_frames
+from chatbridge.processors.time_limit import READ_SECONDS, within
+from chatbridge.processors.video_files import UNREADABLE, read_frames
 
-MAX_PIXELS = 80_000_000
+LONGEST_STILL = 3600.0
+"""Seconds; longer ones are of damaged time stamps, and would fill the disk with one picture."""
 
 
 def write_frames(
@@ -37,7 +40,8 @@ def write_frames(
     temporary.mkdir(parents=True)
     number = 0
     try:
-        for frame in by_time(video, fps) if fps else by_number(video, count):
+        frames = by_time(video, fps) if fps else iter(by_number(video, count))
+        while (frame := within(READ_SECONDS, str(video), next, frames, None)) is not None:
             picture = shrink(Image.fromarray(np.ascontiguousarray(frame)), size)
             picture.save(temporary / f"{number:05d}.jpg", quality=quality)
             number += 1
@@ -57,15 +61,19 @@ def by_number(video: Path, count: int) -> list[np.ndarray]:
 
 def by_time(video: Path, fps: float) -> Iterator[np.ndarray]:
     """The frames on show at 0, 1/fps, 2/fps ... seconds, uint8 [H, W, 3] each."""
-
-    check_whole(video)
-    try:
-        with open_container(str(video)) as container:
-            if not container.streams.video:
-                raise MediaError(str(video), "has no picture track")
+    with reading(video, UNREADABLE):
+        check_whole(video)
+        with open_container(readable(video)) as container:
+            tracks = decodable(container.streams.video)
+            if not tracks:
+                raise MediaError(str(video), "has no picture track that can be decoded")
+            context = tracks[0].codec_context
+            check_size(str(video), context.width, context.height, MAX_PIXELS, what="has frames of")
             wanted, start, shown = 0, None, None
-            for frame in container.decode(video=0):
+            for frame in container.decode(tracks[0]):
                 start = frame.time if start is None else start
+                if shown is not None and frame.time - shown.time > LONGEST_STILL:
+                    raise MediaError(str(video), f"has a frame that is on show for {frame.time - shown.time:.0f} s")
                 # Until this frame comes, the one before it is on show.
                 while shown is not None and wanted / fps < frame.time - start - 1e-6:
                     yield _upright(shown)
@@ -73,10 +81,6 @@ def by_time(video: Path, fps: float) -> Iterator[np.ndarray]:
                 shown = frame
             if shown is not None and wanted / fps <= shown.time - start + 1e-6:
                 yield _upright(shown)
-    except MediaError:
-        raise
-    except Exception as error:
-        raise MediaError(str(video), f"is not a readable video ({str(error).splitlines()[0]})") from error
 
 
 def shrink(picture: Image.Image, size: int) -> Image.Image:

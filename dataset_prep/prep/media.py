@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import open_regular
 from chatbridge.datasets.builder import one_sample
 from chatbridge.processors import (
     AudioConfig,
@@ -21,11 +22,12 @@ from chatbridge.processors import (
     VideoConfig,
     VideoProcessor,
 )
-from chatbridge.processors.base import MissingMedia, Source, name_of, readable
-from chatbridge.processors.containers import check_whole, open_container
+from chatbridge.processors.base import MissingMedia, Source, is_folder, name_of, readable, reading
+from chatbridge.processors.containers import NO_DECODER, check_whole, decodable, open_container
 from chatbridge.processors.jpeg_files import END, has_end, jpeg_header
-from chatbridge.processors.picture_files import read_rgb
-from chatbridge.processors.pixels import PixelConfig
+from chatbridge.processors.picture_files import MAX_PIXELS, check_size, read_rgb
+from chatbridge.processors.time_limit import READ_SECONDS, within
+from chatbridge.processors.video import frame_names
 from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
 from dataset_prep.prep.job import hash_of
 
@@ -47,34 +49,32 @@ def processors() -> dict[str, Any]:
 
 def check_media(modality: str, source: Source, level: str, processor: Any) -> None:
     """Raise MediaError when a file (or blob) fails the check. A folder of frames is checked by its first frame."""
-    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-        readable(source)
-    if level == "decode":
-        processor.load(source)
-    elif level == "header":
-        _HEADERS.get(modality, lambda _: None)(source)
+    with reading(source):
+        if not is_folder(source):
+            readable(source)
+        if level == "decode":
+            processor.load(source)
+        elif level == "header" and modality in _HEADERS:
+            within(READ_SECONDS, name_of(source), _HEADERS[modality], source)
 
 
 def _image_header(source: Source) -> None:
     from PIL import Image
 
-    try:
+    with reading(source, "is not a readable picture"):
         with Image.open(readable(source)) as picture:
             jpeg = picture.format == "JPEG"
+            check_size(name_of(source), *picture.size, MAX_PIXELS)
             picture.verify()
-    except MediaError:
-        raise
-    except Exception as error:  # Pillow raises anything on damaged files
-        raise MediaError(name_of(source), f"is not a readable picture ({error})") from error
-    if jpeg and not _jpeg_ends(source):
-        # Cut off, as a broken download leaves it (then decoding says so), or all there but for the mark itself.
-        read_rgb(source, PixelConfig().max_pixels)
+        if jpeg and not _jpeg_ends(source):
+            # Cut off, as a broken download leaves it (then decoding says so), or all there but for the mark itself.
+            read_rgb(source, MAX_PIXELS)
 
 
 def _jpeg_ends(source: Source) -> bool:
     """Whether a JPEG has its end mark, by its last two bytes if these are it."""
     opened = readable(source)
-    with open(opened, "rb") if isinstance(opened, str) else opened as stream:
+    with open_regular(opened) if isinstance(opened, str) else opened as stream:
         stream.seek(-len(END), os.SEEK_END)
         if stream.read() == END:
             return True
@@ -85,33 +85,24 @@ def _jpeg_ends(source: Source) -> bool:
 
 
 def _video_header(source: Source) -> None:
-
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        frames = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ImageProcessor.extensions)
-        if not frames:
-            raise MediaError(str(source), "is a folder without frames")
-        return _image_header(frames[0])
-    check_whole(source)
-    try:
-        with open_container(readable(source)) as container:
-            found = bool(container.streams.video)
-    except Exception as error:
-        raise MediaError(name_of(source), f"is not a readable video ({error})") from error
-    if not found:
-        raise MediaError(name_of(source), "has no picture track")
+    if is_folder(source):
+        return _image_header(Path(source) / frame_names(Path(source))[0])
+    _track_header(source, "video", "picture")
     return None
 
 
 def _audio_header(source: Source) -> None:
+    _track_header(source, "sound", "sound")
 
-    check_whole(source)
-    try:
+
+def _track_header(source: Source, what: str, track: str) -> None:
+    """Refuse a file that is cut off, or has no track of pictures or of sound that can be decoded."""
+    with reading(source, f"is not a readable {what}"):
+        check_whole(source)
         with open_container(readable(source)) as container:
-            found = bool(container.streams.audio)
-    except Exception as error:
-        raise MediaError(name_of(source), f"is not a readable sound ({error})") from error
-    if not found:
-        raise MediaError(name_of(source), "has no sound track")
+            tracks = container.streams.video if track == "picture" else container.streams.audio
+            if not decodable(tracks):
+                raise MediaError(name_of(source), NO_DECODER.format(track) if tracks else f"has no {track} track")
 
 
 _HEADERS: dict[str, Callable[[Source], None]] = {
