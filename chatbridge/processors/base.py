@@ -33,12 +33,19 @@ class MediaError(ValueError):
     """
 
     def __init__(self, source: str, reason: str):
-        self.source, self.reason = repaired(str(source)), repaired(reason)  # names of files may hold what no log can
+        self.source, self.reason = _printable(str(source)), _printable(reason)
         super().__init__(f"{self.source}: {self.reason}")
 
     def __reduce__(self) -> tuple:
         # An exception made from one joined message could not travel back from a data-loader worker.
         return type(self), (self.source, self.reason)
+
+
+def _printable(text: str) -> str:
+    """One line that every log and terminal takes: names and damaged headers may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in repaired(text))
 
 
 class MissingMedia(MediaError):
@@ -162,7 +169,8 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "more memory would be needed than there is"
     # Decoders put addresses, paths or pages of native backtrace into their messages.
-    text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0].split("Check failed: ")[-1]
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    text = text.strip().split("\n")[0].split("Check failed: ")[-1]
     if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | RecursionError | AssertionError):
         text = f"{type(error).__name__}: {text}"
     return text[:LONGEST_REASON] or type(error).__name__

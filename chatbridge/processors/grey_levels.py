@@ -33,7 +33,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     """A grey picture of mode I, F or I;16 (and its kin) as mode L."""
     values = np.asarray(picture)
     tags = getattr(picture, "tag_v2", None)
-    if picture.mode == "I" and tags is not None and tags.get(SAMPLE_FORMAT, UNSIGNED) == UNSIGNED:
+    if picture.mode == "I" and tags is not None and tags.get(SAMPLE_FORMAT, UNSIGNED) in (UNSIGNED, (UNSIGNED,)):
         values = values.view(np.uint32)  # Pillow has no mode for them: those from 2 ** 31 up came in as below zero
     levels = _of_floats(values) if picture.mode == "F" else _of_integers(values, picture.mode != "I")
     return Image.fromarray(levels)

@@ -133,7 +133,8 @@ class _Picture:
                     picture.draft(None, (self.side, self.side))
                 picture.load()
                 self._check(*picture.size)  # an icon's is known only now
-                return np.array(picture.convert("RGB") if self.compat == "original" else _rgb(picture))
+                shown = picture if self.compat == "original" else _plain(picture)
+                return np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
         except UnidentifiedImageError as error:
             raise MediaError(name, "is not a picture in any format that Pillow reads") from error
 
@@ -164,7 +165,8 @@ def _jpeg_bytes(path: str | os.PathLike) -> bytes:
         os.close(file)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _plain(picture: Image.Image) -> Image.Image:
+    """Upright, in eight bits, and without transparency."""
     turn = _turn(picture)
     if is_deep(picture):
         picture = eight_bits(picture)
@@ -172,7 +174,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
         picture = picture.transpose(turn)
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         return _on_white(picture)
-    return picture.convert("RGB")
+    return picture
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

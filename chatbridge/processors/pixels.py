@@ -204,7 +204,7 @@ class PixelTransform:
         keep_shape = self.config.transform == "crop_flip" and not training
         short = min(height, width)
         if keep_shape and max(height, width) > LONGEST_SHAPE * short:
-            frame = _middle(frame, LONGEST_SHAPE * short)  # of which the middle square is kept
+            frame = _middle(frame, LONGEST_SHAPE * short)  # of which the middle square is kept, the same as ever
             height, width = frame.shape[:2]
         target = (size * height // short, size * width // short) if keep_shape else (size, size)
         mode = self.config.train_resize if training else self.config.eval_resize
@@ -228,6 +228,6 @@ class PixelTransform:
 
 
 def _middle(frame: np.ndarray, side: int) -> np.ndarray:
-    """The middle of a frame [H, W, 3], no longer than `side` in either direction."""
+    """The middle of a frame [H, W, 3], no longer than `side` (or one more) in either direction."""
     top, left = (max(0, (length - side) // 2) for length in frame.shape[:2])
-    return frame[top : top + side, left : left + side]
+    return frame[top : len(frame) - top, left : frame.shape[1] - left]

@@ -136,13 +136,15 @@ def _track(source: Source, container: Any, track: Any, max_seconds: float) -> tu
     check_sound(name_of(source), rate, channels)
     known = None if track.duration is None else float(track.duration * track.time_base)
     _check_length(source, (known or 0.0) * rate, rate, channels, max_seconds)
-    planar = av.AudioResampler(format="fltp")  # sample format only: rate and channels stay
+    # Sample format only: rate and channels stay. Side by side: PyAV crashes at eight channels behind one another.
+    packed = av.AudioResampler(format="flt")
     parts, total = [], 0
     for frame in container.decode(track):
-        parts += [part.to_ndarray() for part in planar.resample(frame)]
+        channels = frame.layout.nb_channels
+        parts += [part.to_ndarray()[0].reshape(-1, channels) for part in packed.resample(frame)]
         total += frame.samples
-        _check_length(source, total, rate, frame.layout.nb_channels, max_seconds)
-    samples = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
+        _check_length(source, total, rate, channels, max_seconds)
+    samples = np.concatenate(parts).T if parts else np.zeros((1, 0), np.float32)
     if known:
         # Codecs work in blocks and pad the last one; the container states the true length.
         samples = samples[:, : round(known * rate)]
