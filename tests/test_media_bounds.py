@@ -30,6 +30,7 @@ from chatbridge.processors import (
 )
 from chatbridge.processors.jpeg_files import MAX_SCANS, count_scans, scans_problem
 from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.sound_files import read_sound
 from tests.media_files import tone, write_video, write_wav
 
 LIMIT = 80_000_000
@@ -84,7 +85,7 @@ def test_of_a_long_picture_the_middle_is_resized(monkeypatch, resize, turned):
     for shape, kept in ((31, 125), (5, 21)):
         monkeypatch.setattr(pixels, "LONGEST_SHAPE", shape)
         assert torch.allclose(ours([strip], None), whole, atol=1e-5) and max(seen.pop().shape) == kept
-    ours([np.zeros((9, 270, 3), np.uint8)], None)
+    ours([np.zeros((9, 45, 3), np.uint8)], None)
     assert not seen, "ordinary ones are resized whole"
 
 
@@ -205,6 +206,16 @@ def test_samples_of_all_channels(tmp_path):
         with pytest.raises(MediaError, match=r"has [\d,]+ samples in its channels, max_seconds = 1 allows 192,000"):
             AudioProcessor(AudioConfig(max_seconds=1.0)).load(blob)
         assert AudioProcessor(AudioConfig()).load(blob) is not None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 8, 9, 64])
+def test_channels_come_as_they_are(tmp_path, channels):
+    """PyAV ends the process when it is asked for eight channels or more behind one another."""
+    sound = np.random.default_rng(0).integers(-9000, 9000, (999, channels), np.int16)
+    soundfile.write(tmp_path / "a.wav", sound, 16000)
+    for name in ("a.wav", "for_pyav.mp4"):
+        samples, _ = read_sound(Blob(name, (tmp_path / "a.wav").read_bytes()), 10)
+        assert np.array_equal(samples.numpy() * 2**15, sound.T)
 
 
 def test_a_damaged_count_of_samples_takes_no_memory(tmp_path):
