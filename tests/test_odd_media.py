@@ -77,6 +77,7 @@ def test_unsigned_numbers_of_32_bits():
     assert (grey(Blob("unsigned.tif", bytes(data))) == LEVELS).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_picture_whose_description_is_damaged():
     out = io.BytesIO()
     Image.fromarray(LEVELS).save(out, "JPEG", quality=100)
