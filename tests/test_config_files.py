@@ -9,7 +9,6 @@ import socket
 import pytest
 
 from chatbridge.common.config import load_config
-from chatbridge.common.registry import Registry
 from chatbridge.common.schema import ConfigError, bind, key
 from chatbridge.common.trees import read_tree
 from tests.test_schema import Outer
@@ -178,8 +177,8 @@ def test_keys_whose_types_cannot_be_told():
 
     with pytest.raises(ConfigError, match="NoSuchType"):
         bind(dataclasses.dataclass(kw_only=True)(Wrong), {})
-    with pytest.raises(ValueError, match="must be a dataclass"):
-        Registry("colour").register("green", config=dict)
+    with pytest.raises(ConfigError, match="dict does not declare its keys as a dataclass"):
+        bind(dict, {})
 
 
 @pytest.mark.parametrize("plugins", PLUGINS)

@@ -28,7 +28,11 @@ class MixtureConfig:
         "sample is drawn by weight (mixed; a weight of null is then the size in samples)",
     )
     batch_size: int | None = key(
-        None, low=1, unit="samples", help="mixed: per batch over all ranks; elsewhere each dataset has its own"
+        None,
+        low=1,
+        high=1 << 16,
+        unit="samples",
+        help="mixed: per batch over all ranks; elsewhere each dataset has its own",
     )
 
     def __post_init__(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +45,13 @@ class _BesideProgressBars(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def check_sinks(sinks: Sequence[str]) -> None:
+    """Raise ValueError where a run is to be logged to what is not installed."""
+    for sink in ("tensorboard", "wandb"):
+        if sink in sinks and sink not in sys.modules and importlib.util.find_spec(sink) is None:
+            raise ValueError(f"run.loggers names {sink}, which is not installed: pip install {sink}")
+
+
 class MetricsLog:
     """Writes one object per logged step.
 
@@ -67,10 +76,9 @@ class MetricsLog:
 
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
         if "wandb" in sinks:
-            try:
-                import wandb
-            except ImportError:
-                raise ValueError("run.loggers names wandb, which is not installed: pip install wandb") from None
+            check_sinks(sinks)
+            import wandb
+
             # One run there for one folder here, however often it was interrupted. The key comes from the environment.
             name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
             self._wandb = wandb.init(dir=str(folder), config=config, id=name, name=folder.name, resume="allow")

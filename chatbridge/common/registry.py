@@ -8,7 +8,6 @@ Nothing is imported behind the reader's back: `chatbridge.register_all` imports 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,10 +42,8 @@ class Registry:
         """Decorator: enter the class or function below it under `name`.
 
         Raises:
-            ValueError: when the name is taken by a part of another definition, or `config` is no dataclass.
+            ValueError: when the name is taken by a part of another definition.
         """
-        if config is not None and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-            raise ValueError(f"{self.kind} '{name}': config must be a dataclass of its keys, not {config!r}")
 
         def enter(target: Any) -> Any:
             taken = self._entries.get(name)
@@ -67,17 +64,21 @@ class Registry:
         return self._entries[name]
 
     def build(self, config: Any, *args: Any, **kwargs: Any) -> Any:
-        """Make the part that a typed configuration belongs to: ``target(config, *args, **kwargs)``."""
-        for entry in self._entries.values():
-            if entry.config is type(config):
-                return entry.target(config, *args, **kwargs)
-        raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
+        """Make the part that a typed configuration belongs to: ``target(config, *args, **kwargs)``.
+
+        The configuration of a part without keys is the part itself (`Binder.component`): ``target(*args, **kwargs)``.
+        """
+        entry = self._entry_of(config)
+        return entry.target(*args, **kwargs) if entry.config is None else entry.target(config, *args, **kwargs)
 
     def name_of(self, config: Any) -> str:
         """The registered name whose configuration dataclass this object is an instance of."""
+        return self._entry_of(config).name
+
+    def _entry_of(self, config: Any) -> Entry:
         for entry in self._entries.values():
-            if entry.config is type(config):
-                return entry.name
+            if entry.target is config if entry.config is None else entry.config is type(config):
+                return entry
         raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
 
     def __contains__(self, name: str) -> bool:

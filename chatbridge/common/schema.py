@@ -104,11 +104,11 @@ class Binder:
             self.problem(where, f"expected a mapping of keys, found {_describe(node)}")
             return None
         try:
-            hints = typing.get_type_hints(cls)
-        except NameError as error:
-            self.problem(where, f"the types of {cls.__qualname__} cannot be told: {error}")
+            hints, declared = typing.get_type_hints(cls), dataclasses.fields(cls)
+        except (NameError, TypeError) as error:
+            self.problem(where, f"{cls.__qualname__} does not declare its keys as a dataclass: {error}")
             return None
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        fields = {f.name: f for f in declared if f.init}
         before = len(self.problems)
         values = {}
         for name, value in node.items():
@@ -280,9 +280,8 @@ def to_plain(config: Any) -> Any:
 
 
 def _component_to_plain(registry: Registry, tag: str, config: Any) -> Any:
-    if not dataclasses.is_dataclass(config):
-        return to_plain(config)
-    return {tag: registry.name_of(config), **to_plain(config)}
+    keys = to_plain(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+    return {tag: registry.name_of(config), **keys}
 
 
 def _join(where: str, name: Any) -> str:

@@ -20,7 +20,9 @@ class AnnotationsConfig(DatasetConfig):
 
     annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
     media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
-    cache_mb: int = key(0, low=0, unit="MiB", help="memory per worker for media read under evaluation rules")
+    cache_mb: int = key(
+        0, low=0, high=1 << 30, unit="MiB", help="memory per worker for media read under evaluation rules"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from chatbridge.datasets.collate import Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.orders import Order, Shuffled
 from chatbridge.datasets.records import Record
+from chatbridge.processors.base import build_processors
 from chatbridge.processors.media import MediaLoader
 from chatbridge.processors.tokenizer import Tokenizer
 
@@ -62,13 +63,21 @@ class DatasetConfig:
 
     kind: str = key(help="what is shown and asked: ti-cap, tva-conv, ta-shortqa ...; a%b draws one per sample")
     processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> processor, instead of the run's own")
-    weight: float | None = key(None, low=0.0, help="share in the mixture; null takes its size in batches")
-    batch_size: int = key(8, low=1, unit="samples", help="per step over all ranks")
+    weight: float | None = key(None, low=0.0, high=1e15, help="share in the mixture; null takes its size in batches")
+    batch_size: int = key(8, low=1, high=1 << 16, unit="samples", help="per step over all ranks")
     batch_tokens: int | None = key(
-        None, low=1, unit="positions", help="instead of batch_size: as many samples as fit in, padding counted"
+        None,
+        low=1,
+        high=1 << 31,
+        unit="positions",
+        help="instead of batch_size: as many samples as fit in, padding counted",
     )
     pack: int | None = key(
-        None, low=1, unit="positions", help="samples share rows of this length, first-fit; null gives each its own row"
+        None,
+        low=1,
+        high=1 << 20,
+        unit="positions",
+        help="samples share rows of this length, first-fit; null gives each its own row",
     )
     invalid: str = key("error", choices=("error", "skip"), help="what to do with malformed entries and broken shards")
     limit: int | None = key(None, low=1, unit="entries", help="use the first entries only")
@@ -140,7 +149,8 @@ class TaskDataset:
         self, config: DatasetConfig, name: str, parts: Parts, open: bool, served: Mapping[str, Any] | None = None
     ):
         self.config, self.name, self.parts, self.open = config, name, parts, open
-        self.processors = {**parts.processors, **{m: PROCESSORS.build(c) for m, c in config.processors.items()}}
+        own = build_processors(config.processors, f"dataset '{name}': processors")
+        self.processors = {**parts.processors, **own}
         self.kinds = self._kinds(served)
         self.skipped: list[str] = []
         self.max_positions: int | None = None

@@ -36,6 +36,8 @@ class WebdatasetConfig(DatasetConfig):
 
     shards: dict[str, float] | list[str] | str | None = key(
         None,
+        low=0.0,
+        high=1e15,
         help="paths, URLs, pipe: commands, with {000..123} or (local) *, or an index.json; a mapping gives each its "
         "share; null takes the folder's index.json, or all its tars",
     )
@@ -48,8 +50,12 @@ class WebdatasetConfig(DatasetConfig):
         "where all shards are local and not compressed",
     )
     shuffle: int = key(1000, low=0, unit="samples", help="shuffled with one another, shard after shard; 0 keeps order")
-    retries: int = key(3, low=0, help="sequence: how often a shard that fails is opened again before it is given up")
-    retry_seconds: float = key(1.0, low=0.0, unit="seconds", help="sequence: wait before that, doubled every time")
+    retries: int = key(
+        3, low=0, high=16, help="sequence: how often a shard that fails is opened again before it is given up"
+    )
+    retry_seconds: float = key(
+        1.0, low=0.0, high=3600.0, unit="seconds", help="sequence: wait before that, doubled every time"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,10 @@ class BridgeConfig:
     adapter: str = key(
         "auto", help="linear layer before the perceiver: where widths differ, or always", choices=("auto", "always")
     )
-    temporal_positions: int = key(0, help="learned embeddings of the frame or clip number; 0 for none", low=0)
-    temporal_std: float = key(0.0, help="standard deviation of fresh ones; published: zeros", low=0.0)
+    temporal_positions: int = key(
+        0, help="learned embeddings of the frame or clip number; 0 for none", low=0, high=1 << 16
+    )
+    temporal_std: float = key(0.0, help="standard deviation of fresh ones; published: zeros", low=0.0, high=100.0)
     projection_scale: str | None = key(
         None, help="'auto': start with rows as long as the language model's embeddings on average", choices=("auto",)
     )
@@ -101,13 +103,8 @@ class Bridge(nn.Module):
         if self.adapter is not None:
             x = self.adapter(x)
         if self.temporal is not None:
-            count, most = x.shape[1], self.temporal.shape[1]
-            if count > most:
-                raise ValueError(
-                    f"{'/'.join(self.config.modalities)}: {count} frames or clips for {most} temporal embeddings; "
-                    "sample fewer or raise temporal_positions"
-                )
-            x = x + self.temporal[:, :count]
+            check_frames(self.config, x.shape[1])
+            x = x + self.temporal[:, : x.shape[1]]
         return self.projection(self.perceiver(x.flatten(1, 2)))
 
     def train(self, mode: bool = True) -> Bridge:
@@ -137,13 +134,24 @@ class Bridge(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
 
+def check_frames(config: BridgeConfig, count: int) -> None:
+    """Raise ValueError for media of more frames or clips than a bridge has temporal embeddings, if it has any."""
+    most = config.temporal_positions
+    if 0 < most < count:
+        raise ValueError(
+            f"{'/'.join(config.modalities)}: {count} frames or clips for {most} temporal embeddings; "
+            "sample fewer or raise temporal_positions"
+        )
+
+
 def _check_shareable(config: BridgeConfig, width: int, shared: Bridge) -> None:
     other = unshareable(config.perceiver, shared.config.perceiver)
     here, there = "/".join(config.modalities), "/".join(shared.config.modalities)
+    told = f"model.share_perceivers: perceivers of {here} and {there} cannot be shared"
     if other:
-        raise ValueError(f"perceivers of {here} and {there} cannot be shared: they differ in {', '.join(other)}")
+        raise ValueError(f"{told}: they differ in {', '.join(other)}")
     if width != shared.encoder_width:
         raise ValueError(
-            f"perceivers of {here} and {there} cannot be shared: they look at tokens of width {width} and "
-            f"{shared.encoder_width}; set perceiver.encoder_width to the same for both"
+            f"{told}: they look at tokens of width {width} and {shared.encoder_width}; set perceiver.encoder_width to "
+            "the same for both"
         )

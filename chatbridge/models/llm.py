@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PretrainedConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from chatbridge.common.registry import LLMS
+from chatbridge.common.registry import LLMS, nearest
 from chatbridge.common.schema import key
 from chatbridge.models.folder import build, end_tokens, load_folder, settings_of
 from chatbridge.models.trial import GENERATING, PACKING, READING, STREAMING, faults
@@ -34,6 +35,13 @@ class CausalLMConfig:
     attention: str = key("sdpa", help="attention implementation, by transformers' names")
     random_weights: bool = key(False, help="read only config.json and leave the weights random (tests, dry runs)")
     gradient_checkpointing: bool = key(False, help="recompute activations in the backward pass to save memory")
+
+    def __post_init__(self) -> None:
+        known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+        if self.attention not in known and "/" not in self.attention:  # kernels of the hub are owner/name
+            raise ValueError(
+                f"attention: no implementation is called '{self.attention}'; {nearest(self.attention, known)}"
+            )
 
 
 @LLMS.register("causal_lm", config=CausalLMConfig)

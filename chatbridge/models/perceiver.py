@@ -15,16 +15,26 @@ from chatbridge.models.qformer import QFormer
 class PerceiverConfig:
     """Defaults: BLIP-2's Q-Former, as ChatBridge uses it."""
 
-    num_queries: int = key(32, help="rows that one medium becomes", low=1)
-    width: int = key(768, help="width of queries and hidden states", low=1)
-    layers: int = key(12, help="transformer layers", low=1)
-    heads: int = key(12, help="attention heads", low=1)
-    intermediate: int = key(3072, help="width of the feed-forward layers", low=1)
+    num_queries: int = key(32, help="rows that one medium becomes", low=1, high=4096)
+    width: int = key(768, help="width of queries and hidden states", low=1, high=1 << 16)
+    layers: int = key(12, help="transformer layers", low=1, high=512)
+    heads: int = key(12, help="attention heads", low=1, high=1024)
+    intermediate: int = key(3072, help="width of the feed-forward layers", low=1, high=1 << 18)
     cross_attention_every: int = key(2, help="layers 0, n, 2n, ... look at the encoder's tokens", low=1)
-    encoder_width: int | None = key(None, help="width of the tokens it looks at; null: the encoder's own", low=1)
+    encoder_width: int | None = key(
+        None, help="width of the tokens it looks at; null: the encoder's own", low=1, high=1 << 16
+    )
     dropout: float = key(0.0, help="dropout in training; 0.1 for stage 2", low=0.0, high=1.0)
-    init_std: float | None = key(0.02, help="standard deviation of fresh matrices; null: 1 / sqrt(inputs)", low=0.0)
-    query_std: float = key(0.02, help="standard deviation of fresh queries; 0 is the original's audio bank", low=0.0)
+    init_std: float | None = key(
+        0.02, help="standard deviation of fresh matrices; null: 1 / sqrt(inputs)", low=0.0, high=100.0
+    )
+    query_std: float = key(
+        0.02, help="standard deviation of fresh queries; 0 is the original's audio bank", low=0.0, high=100.0
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
 
 
 class Perceiver(nn.Module):

@@ -38,8 +38,6 @@ class QFormer(nn.Module):
         init_std: float | None = 0.02,
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"perceiver width {width} is not a multiple of its heads {heads}; choose one that is")
         stack = nn.ModuleList(
             Layer(width, heads, intermediate, encoder_width if i % cross_attention_every == 0 else None, dropout)
             for i in range(layers)

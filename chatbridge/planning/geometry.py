@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from chatbridge.common.registry import ENCODERS
 from chatbridge.models.bridge import Bridge
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.models.llm import CausalLM
+from chatbridge.models.rehearsal import EncoderStep, encoder_step
 from chatbridge.planning.sharding import language_shards
 
 
@@ -53,14 +51,6 @@ class BatchShape:
     def positions(self) -> float:
         """B * L."""
         return (self.samples if self.rows is None else self.rows) * self.length
-
-
-@dataclass(frozen=True)
-class EncoderStep:
-    """What an encoder makes of one frame or clip: S tokens, at the cost of `flops` (forward)."""
-
-    tokens: int
-    flops: float
 
 
 @dataclass(frozen=True)
@@ -159,32 +149,12 @@ class Geometry:
         return 2 if self.amp else 4
 
     def encoder_step(self, modality: str, shape: tuple[int, ...]) -> EncoderStep:
-        """Tokens and FLOPs of one frame or clip, by sending one without content through the encoder's architecture.
-
-        Raises:
-            ValueError: when the encoder cannot take what the processor gives.
-        """
+        """Tokens and FLOPs of one frame or clip of that shape; raises ValueError as `models.rehearsal.encoder_step`."""
         name = self.bridge(modality).name
         if (name, shape) not in self._steps:
-            self._steps[name, shape] = _encoder_step(name, self.model.bridges[name].config.encoder, modality, shape)
+            bridge = self.model.bridges[name].config
+            self._steps[name, shape] = encoder_step(name, bridge, f"processors.{modality}", (1, *shape))
         return self._steps[name, shape]
-
-
-def _encoder_step(name: str, config: Any, modality: str, shape: tuple[int, ...]) -> EncoderStep:
-    if hasattr(config, "dtype"):  # autocast, which half-precision encoders use, does not exist on the meta device
-        config = replace(config, dtype="float32")
-    try:
-        with torch.device("meta"):
-            encoder, media = ENCODERS.build(config).eval(), torch.empty(1, *shape)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            tokens = encoder(media)
-    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"model.bridges.{name}.encoder cannot take what processors.{modality} gives, {list(shape)} a frame or "
-            f"clip: {reason}"
-        ) from error
-    return EncoderStep(tokens.shape[1], float(counter.get_total_flops()))
 
 
 def _bridge_sizes(name: str, bridge: Bridge) -> BridgeSizes:

@@ -13,7 +13,6 @@ from torch import nn
 
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.devices import device
-from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import ConfigError
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.planning import verdict
@@ -28,6 +27,7 @@ from chatbridge.planning.mixed import Ingredient, planned_mixture
 from chatbridge.planning.probe import first_samples, probe
 from chatbridge.planning.result import Plan, PlanOptions
 from chatbridge.planning.sharding import Sharding
+from chatbridge.processors.base import build_processors
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
 from chatbridge.runners.config import TrainingConfig
@@ -86,13 +86,19 @@ def _fill(result: Plan, assembly: Assembly, options: PlanOptions) -> None:
     result.sharding = Sharding(strategy, result.world, getattr(run, "accum_grad_iters", 1), options.nodes, offload)
     result.links = links_of(result.device, options.link_gbs, options.network_gbs, options.host_gbs)
     result.compiled = getattr(run, "compile", None)
-    found = examine(assembly, result.world if trains else 1)
+    sources = []
+
+    def build() -> nn.Module:
+        model, source = meta_model(assembly.config.model, options.llm)
+        sources.append(source)
+        return model
+
+    found = examine(assembly, result.world if trains else 1, build)
     result.missing, result.problems = found.awaited, found.problems
     _look(result, found, options)
     verdict.judge_data(result, assembly.config)
-    built = found.attempt(lambda: meta_model(assembly.config.model, options.llm))
-    if built is not None:
-        _measure(result, assembly, found, *built)
+    if found.model is not None:
+        _measure(result, assembly, found, found.model, *sources)
     verdict.judge_run(result, assembly.config)
 
 
@@ -165,7 +171,7 @@ def _planner(
 
     def one(name: str, share: float, parts: int) -> PlannedDataset | Ingredient:
         settings = config.datasets[name]
-        every = {**processors, **{modality: PROCESSORS.build(c) for modality, c in settings.processors.items()}}
+        every = {**processors, **build_processors(settings.processors, f"dataset '{name}': processors")}
         seen = result.probes.get(f"datasets.{name}")
         if mixed:
             sizes = sample_sizes(settings, task, geometry, seen, bos)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import comb
-from typing import Any
 
 from chatbridge.common.config import Config
 from chatbridge.common.tokenizer import Tokenizer
@@ -46,21 +45,11 @@ def judge_vocabulary(result: Plan, tokenizer: Tokenizer | None, vocabulary: int)
 
 
 def judge_run(result: Plan, config: Config) -> None:
-    """Nothing to train, nothing to read, too little memory, needless conversions."""
+    """Too little memory, needless conversions."""
     if not isinstance(config.run, TrainingConfig):
-        if not config.validation:
-            result.problems.append("an evaluation needs questions: name at least one dataset under validation:")
         result.warnings.append("not a training run: of memory only the weights are counted, of time nothing")
         _judge_memory(result)
         return
-    if not config.datasets:
-        result.problems.append("the mixture has no dataset: name at least one under datasets:")
-    for name, settings in config.datasets.items():
-        _judge_batches(result, name, settings)
-    if config.datasets and not any(d.weight is None or d.weight > 0 for d in config.datasets.values()):
-        result.problems.append("datasets: every weight is 0; one at least must be positive")
-    if result.inventory is not None and not result.inventory.trainable_parameters:
-        result.problems.append("nothing to train: every parameter of the model is frozen")
     if result.amp is None and result.memory:
         result.warnings.append("run.amp: no: the perceivers compute in fp32, far below the half-precision peak")
     if config.run.device == "cpu":
@@ -75,19 +64,6 @@ def judge_run(result: Plan, config: Config) -> None:
         told = "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
         result.warnings.append(told)
     _judge_memory(result)
-
-
-def _judge_batches(result: Plan, name: str, settings: Any) -> None:
-    unknown = result.entries.get(f"datasets.{name}", 0) is None
-    if unknown and settings.weight is None:
-        told = f"datasets.{name}: how many samples it has is not known; give it a weight, or an index"
-        result.problems.append(told)
-    share = None if settings.batch_tokens is None else settings.batch_tokens // result.world
-    if share is not None and share < (settings.pack or 1):
-        result.problems.append(
-            f"datasets.{name}.batch_tokens: {settings.batch_tokens} positions shared by {result.world} processes do "
-            f"not hold one row of {settings.pack or 1}"
-        )
 
 
 def _judge_memory(result: Plan) -> None:

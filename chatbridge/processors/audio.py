@@ -25,16 +25,24 @@ MAX_PEAK = 1e6
 class AudioConfig:
     """Keys of the audio processor. The defaults are those of the published checkpoints (fact sheet 2.4)."""
 
-    sample_rate: int = key(16000, help="sounds are resampled to this", unit="Hz", low=1000)
-    mel_bins: int = key(64, help="mel filters", low=4)
-    frames_per_clip: int = key(1024, help="frames of 10 ms that the encoder takes at once", unit="frames", low=1)
-    clips: int = key(1, help="clips taken from a sound; a short one is filled up with zeros", unit="clips", low=1)
-    mean: float = key(15.41663, help="subtracted from the log mel energies")
-    std: float = key(6.55582, help="half of what they are then divided by")
+    sample_rate: int = key(16000, help="sounds are resampled to this", unit="Hz", low=1000, high=192_000)
+    mel_bins: int = key(64, help="mel filters", low=4, high=1024)
+    frames_per_clip: int = key(
+        1024, help="frames of 10 ms that the encoder takes at once", unit="frames", low=1, high=100_000
+    )
+    clips: int = key(
+        1, help="clips taken from a sound; a short one is filled up with zeros", unit="clips", low=1, high=1024
+    )
+    mean: float = key(15.41663, help="subtracted from the log mel energies", low=-1e6, high=1e6)
+    std: float = key(6.55582, help="half of what they are then divided by", low=1e-6, high=1e6)
     channel: str = key("first", choices=("first", "mean"), help="what becomes of stereo; published: first")
-    max_seconds: float = key(3600.0, help="a longer sound is refused", unit="seconds", low=0.0)
+    max_seconds: float = key(3600.0, help="a longer sound is refused", unit="seconds", low=0.0, high=1e6)
     read_seconds: float = key(
-        READ_SECONDS, help="a sound track that is not decoded in this time is refused", unit="seconds", low=0.1
+        READ_SECONDS,
+        help="a sound track that is not decoded in this time is refused",
+        unit="seconds",
+        low=0.1,
+        high=1e5,
     )
     finish: str = key(
         "worker",

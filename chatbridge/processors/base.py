@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from chatbridge.common.documents import LFS_REASON, LFS_START, DocumentError, irregular, open_regular, repaired
 from chatbridge.common.raw import RawMedia
+from chatbridge.common.registry import PROCESSORS
 
 LONGEST_REASON = 200
 """Characters of a decoder's message that are passed on: some print pages of their insides."""
@@ -182,3 +183,21 @@ def _is_lfs_pointer(source: Source) -> bool:
     with suppress(OSError, ValueError), open_regular(source) as file:  # ValueError: not a regular file, too
         return file.read(len(LFS_START)) == LFS_START
     return False
+
+
+def build_processors(configs: Mapping[str, Any], where: str) -> dict[str, MediaProcessor]:
+    """Modality -> its processor, from typed configurations; `where` is the key that they stand under.
+
+    Raises:
+        ValueError: naming the key of one that cannot be made, or is no processor of media.
+    """
+    built = {}
+    for modality, config in configs.items():
+        try:
+            built[modality] = PROCESSORS.build(config)
+        except ValueError as error:
+            raise ValueError(f"{where}.{modality}: {error}") from error
+        if not isinstance(built[modality], MediaProcessor):
+            name = PROCESSORS.name_of(config)
+            raise ValueError(f"{where}.{modality}: '{name}' reads text, not media files; name a media processor")
+    return built

@@ -31,9 +31,9 @@ LONGEST_SHAPE = 100
 class PixelConfig:
     """Keys that images and videos share."""
 
-    image_size: int = key(224, help="side of the square that the encoder sees", unit="pixels", low=1)
-    mean: list[float] = key(CLIP_MEAN, help="per colour channel, subtracted from values in [0, 1]")
-    std: list[float] = key(CLIP_STD, help="per colour channel, divided by")
+    image_size: int = key(224, help="side of the square that the encoder sees", unit="pixels", low=1, high=4096)
+    mean: list[float] = key(CLIP_MEAN, help="per colour channel, subtracted from values in [0, 1]", low=-1e6, high=1e6)
+    std: list[float] = key(CLIP_STD, help="per colour channel, divided by", low=1e-6, high=1e6)
     transform: str = key(
         "squash",
         choices=("squash", "crop_flip"),
@@ -45,6 +45,7 @@ class PixelConfig:
     reducing_gap: float | None = key(
         None,
         low=1.0,
+        high=64.0,
         help="training JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves both sides this many times image_size or "
         "more; null decodes them whole",
     )
@@ -54,10 +55,12 @@ class PixelConfig:
         help="where training pixels are normalised; device: they are resized in 8 bits and travel so (a quarter of "
         "the bytes), which rounds them once or twice to 1/255. Evaluation is as with worker",
     )
-    max_pixels: int = key(MAX_PIXELS, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1)
-    max_side: int = key(MAX_SIDE, help="and one that is wider or higher than this", unit="pixels", low=1)
+    max_pixels: int = key(
+        MAX_PIXELS, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1, high=1 << 31
+    )
+    max_side: int = key(MAX_SIDE, help="and one that is wider or higher than this", unit="pixels", low=1, high=1 << 31)
     read_seconds: float = key(
-        PICTURE_SECONDS, help="a picture that is not decoded in this time is refused", unit="seconds", low=0.1
+        PICTURE_SECONDS, help="a picture that is not decoded in this time is refused", unit="seconds", low=0.1, high=1e5
     )
     compat: str = key(
         "default",

@@ -26,7 +26,7 @@ VIDEO_EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".m
 class VideoConfig(PixelConfig):
     """Keys of the video processor."""
 
-    num_frames: int = key(4, help="frames taken from a video", unit="frames", low=1)
+    num_frames: int = key(4, help="frames taken from a video", unit="frames", low=1, high=1024)
     train_sampling: str = key(
         "groups",
         choices=("groups", "uniform", "headtail"),
@@ -39,7 +39,7 @@ class VideoConfig(PixelConfig):
         help="for video files, as above but with the middle frame of a group; folders of frames always use groups",
     )
     read_seconds: float = key(
-        READ_SECONDS, help="a file that is not decoded in this time is refused", unit="seconds", low=0.1
+        READ_SECONDS, help="a file that is not decoded in this time is refused", unit="seconds", low=0.1, high=1e5
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from chatbridge.common.config import Config, LoadedConfig
-from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, TASKS
+from chatbridge.common.registry import DATASETS, MODELS, TASKS
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.datasets.mixture import Mixture, SampleMixture, StepMixture, Stream
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
-from chatbridge.processors.base import MediaProcessor
+from chatbridge.processors.base import build_processors
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
 from chatbridge.tasks.base import Task
 from chatbridge.weights import filling_on
@@ -47,17 +47,12 @@ class Assembly:
 
     @cached_property
     def processors(self) -> dict[str, Any]:
-        built = {modality: PROCESSORS.build(config) for modality, config in self.config.processors.items()}
-        for modality, processor in built.items():
-            if not isinstance(processor, MediaProcessor):
-                name = PROCESSORS.name_of(self.config.processors[modality])
-                raise ValueError(f"processors.{modality}: '{name}' reads text, not media files; name a media processor")
-        return built
+        return build_processors(self.config.processors, "processors")
 
     @property
     def queries(self) -> dict[str, int]:
         """Modality -> rows that one medium of it becomes."""
-        bridges = self.config.model.bridges.values()
+        bridges = getattr(self.config.model, "bridges", {}).values()
         return {modality: b.perceiver.num_queries for b in bridges for modality in b.modalities}
 
     @cached_property

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatbridge.common.registry import DATASETS
+import torch
+from torch import nn
+
+from chatbridge.common.checkpoint import resolve_checkpoint
+from chatbridge.common.logging import check_sinks
+from chatbridge.common.optim import build_optimizers
+from chatbridge.common.registry import DATASETS, MODELS
+from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.reading import check_shapes
+from chatbridge.models.bridge import BridgeConfig
+from chatbridge.models.chatbridge import ChatBridgeConfig
+from chatbridge.models.rehearsal import NothingTold, encoder_step, needs_numbers
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly, check_batch_sizes
-from chatbridge.runners.evaluation import EvaluationConfig
+from chatbridge.runners.conditions import EvaluationConfig, check_questions
+from chatbridge.runners.config import TrainingConfig
+from chatbridge.runners.strategy import check_backend
+
+TRIED = 8
+"""Samples of a dataset of which one at least must be readable."""
 
 
 @dataclass
@@ -24,62 +41,150 @@ class Findings:
         awaited: what the configuration names and the disk does not hold yet, one line each.
         problems: what is wrong, one line each.
         tokenizer: None where it is not there or not readable.
+        model: on the meta device; None where it cannot be built there.
         datasets: "datasets.<name>" or "validation.<name>" -> those that could be opened.
     """
 
     awaited: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
+    model: nn.Module | None = None
     datasets: dict[str, TaskDataset] = field(default_factory=dict)
 
     def attempt(self, step: Callable[[], Any]) -> Any:
-        """The step's result, or None when it failed (the problems are noted)."""
+        """The step's result, or None when it failed (the problems are noted, each once)."""
         try:
             return step()
-        except ConfigError as error:
-            self.problems += error.problems
         except (ValueError, OSError) as error:
-            self.problems += str(error).splitlines()
+            lines = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+            self.problems += [line for line in lines if line not in self.problems]
         return None
 
 
-def examine(assembly: Assembly, world: int = 1) -> Findings:
-    """Try every part of a run but the model, each on its own.
+def examine(assembly: Assembly, world: int = 1, build: Callable[[], nn.Module] | None = None) -> Findings:
+    """Try every part of a run, each on its own, built as the run builds it; of the model, shapes and types only.
 
     A part whose files are awaited is left alone; datasets are opened even while the tokenizer is awaited.
 
     Args:
         world: how many processes the batches will be shared by.
+        build: makes the model, instead of `architecture`.
     """
     config = assembly.config
     found = Findings(awaited=[str(missing) for missing in assembly.loaded.awaited])
-    task = found.attempt(lambda: assembly.task)
-    processors = found.attempt(lambda: assembly.processors)
+    found.model = found.attempt(build or (lambda: architecture(assembly)))
     if not _awaits(assembly, "tokenizer" if config.tokenizer else "model.llm"):
         found.tokenizer = found.attempt(lambda: assembly.tokenizer)
         if found.tokenizer is not None:
             found.attempt(assembly.check_vocabulary)
+    task, processors = found.attempt(lambda: assembly.task), found.attempt(lambda: assembly.processors)
     if task is not None and processors is not None:
-        parts = Parts(task, found.tokenizer, assembly.queries, processors, config.run.seed)
-        for section, sets in (("datasets", config.datasets), ("validation", config.validation)):
-            for name, settings in sets.items():
-                if _awaits(assembly, f"{section}.{name}."):
-                    continue
-                # An evaluation asks questions that need no answer; held-out data of a training run needs them.
-                is_open = isinstance(config.run, EvaluationConfig)
-                dataset = found.attempt(lambda s=settings, n=name, o=is_open: DATASETS.build(s, n, parts, o))
-                if dataset is not None:
-                    found.datasets[f"{section}.{name}"] = dataset
+        _open_datasets(assembly, found, Parts(task, found.tokenizer, assembly.queries, processors, config.run.seed))
     found.attempt(lambda: check_batch_sizes(config, world))
-    if config.mixture.mode == "mixed":
-        opened = [dataset for name, dataset in found.datasets.items() if name.startswith("datasets.")]
-        found.attempt(lambda: check_shapes(opened))
+    found.attempt(lambda: check_folder(config.run.output_dir))
+    if isinstance(config.run, EvaluationConfig) and task is not None:
+        found.attempt(lambda: check_questions(config.run, config.validation, task, assembly.queries))
+    elif isinstance(config.run, TrainingConfig):
+        _examine_training(assembly, found, world)
     return found
+
+
+def architecture(assembly: Assembly) -> nn.Module | None:
+    """The model on the meta device. While the language model is awaited, all that is around it.
+
+    None where a part of the user's own cannot be built without numbers.
+
+    Raises:
+        ValueError: parts that do not go together.
+    """
+    config = assembly.config.model
+    awaited = isinstance(config, ChatBridgeConfig) and _awaits(assembly, "model.llm")
+    try:
+        with torch.device("meta"):
+            return MODELS.build(config, **({"llm": _Awaited()} if awaited else {}))
+    except RuntimeError as error:
+        if needs_numbers(error):
+            return None
+        raise ValueError(f"model: cannot be built: {str(error).strip().splitlines()[0]}") from error
+
+
+class _Awaited(nn.Module):
+    """Stands for a language model that is still to be fetched."""
+
+    width = 1
+
+
+def _open_datasets(assembly: Assembly, found: Findings, parts: Parts) -> None:
+    sent: set[tuple[str, tuple[int, ...]]] = set()
+    for section in ("datasets", "validation"):
+        for name in getattr(assembly.config, section):
+            dataset = found.attempt(lambda s=section, n=name: _opened(assembly, s, n, parts))
+            if dataset is not None:
+                if not _awaits(assembly, f"{section}.{name}."):
+                    found.datasets[f"{section}.{name}"] = dataset
+                _send_blanks(assembly, found, f"{section}.{name}", dataset, sent)
+
+
+def _opened(assembly: Assembly, section: str, name: str, parts: Parts) -> TaskDataset:
+    """A dataset or, while its files are awaited, as much of it as can be told without them."""
+    settings = getattr(assembly.config, section)[name]
+    # An evaluation asks questions that need no answer; held-out data of a training run needs them.
+    is_open = isinstance(assembly.config.run, EvaluationConfig)
+    if _awaits(assembly, f"{section}.{name}."):
+        return TaskDataset(settings, name, parts, is_open, getattr(settings, "media", None))
+    return DATASETS.build(settings, name, parts, is_open)
+
+
+def _send_blanks(assembly: Assembly, found: Findings, where: str, dataset: TaskDataset, sent: set) -> None:
+    """What processors give for a dataset's media, through the encoders that will be given it."""
+    if not isinstance(assembly.config.model, ChatBridgeConfig):  # somebody's own model has ways of its own
+        return
+    bridges = {m: (name, b) for name, b in assembly.config.model.bridges.items() for m in b.modalities}
+    for modality in {modality: None for kind in dataset.kinds for modality in kind.modalities}:
+        shape = tuple(dataset.processors[modality].shape)
+        if (modality, shape) not in sent:
+            sent.add((modality, shape))
+            own = f"{where}." if modality in dataset.config.processors else ""
+            found.attempt(lambda m=modality, o=own, s=shape: _send_blank(*bridges[m], f"{o}processors.{m}", s))
+
+
+def _send_blank(name: str, bridge: BridgeConfig, source: str, shape: tuple[int, ...]) -> None:
+    with contextlib.suppress(NothingTold):
+        encoder_step(name, bridge, source, shape)
+
+
+def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
+    config = assembly.config
+    run: TrainingConfig = config.run
+    opened = {name: found.datasets.get(f"datasets.{name}") for name in config.datasets}
+    if config.mixture.mode == "mixed":
+        found.attempt(lambda: check_shapes(filter(None, opened.values())))
+    if None not in opened.values():
+        assembly.datasets = opened  # no need to open them a second time
+        mixture = found.attempt(lambda: assembly.mixture(run.total_steps * run.accum_grad_iters, run.seed))
+        if mixture is not None and found.tokenizer is not None:
+            found.attempt(lambda: assembly.batches(mixture, 0, world, run.num_workers, pin=False))
+    if found.model is not None:
+        settings = run.init_lr, run.weight_decay, tuple(run.betas), run.decay
+        muon = run.muon_lr if run.optimizer == "muon" else None
+        found.attempt(lambda: build_optimizers(found.model.named_parameters(), *settings, muon))
+    if run.compile is not None:
+        found.attempt(lambda: check_backend(run.compile))
+    if run.resume not in (None, "auto"):
+        found.attempt(lambda: resolve_checkpoint(run.resume))
+    if run.validate_every:
+        for name, dataset in found.datasets.items():
+            if name.startswith("validation."):
+                found.attempt(lambda d=dataset: len(d))
+    found.attempt(lambda: check_sinks(run.loggers))
 
 
 def check(assembly: Assembly) -> int:
     """Print what is wrong, what is still to be fetched, and what the data holds; 0 when nothing is wrong, else 1."""
     found = examine(assembly)
+    if not found.problems:
+        for name, dataset in found.datasets.items():
+            found.attempt(lambda n=name, d=dataset: _read_one(n, d, found.tokenizer))
     for missing in found.awaited:
         print(f"to fetch: {missing}")
     for name, dataset in found.datasets.items():
@@ -93,6 +198,27 @@ def check(assembly: Assembly) -> int:
     if not found.problems:
         print(f"{assembly.loaded.source}: ok" + (", once the above is there" if found.awaited else ""))
     return 1 if found.problems else 0
+
+
+def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> None:
+    """Raise ValueError for a dataset of which not one of some samples, evenly over it, can be read."""
+    if dataset.sequential:  # its shards were looked into when it was opened, as far as they are here
+        return
+    size, first = len(dataset), None
+    for index in dict.fromkeys(round(i * (size - 1) / (TRIED - 1)) for i in range(TRIED)):
+        rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/0/{index}")
+        try:
+            record, kind = dataset.record(index), dataset.kinds[0]
+            if tokenizer is not None:
+                dataset.read(record, kind, None if dataset.open else rng)
+            else:
+                for modality in kind.modalities:
+                    for file in record.files_of(modality):
+                        dataset.media.load(modality, file, rng)
+            return
+        except ValueError as error:
+            first = first or error
+    raise ValueError(f"{name}: not one of {min(TRIED, size)} samples tried can be used; the first: {first}")
 
 
 def _awaits(assembly: Assembly, *prefixes: str) -> bool:

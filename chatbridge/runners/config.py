@@ -11,19 +11,24 @@ from chatbridge.common.optim import DECAY_RULES
 from chatbridge.common.registry import SCHEDULES
 from chatbridge.common.schema import key
 
+WEEK = 7 * 86400.0
+
+MOST_BATCHES = 20_000_000
+"""Of a run. Which dataset each is from is drawn beforehand: 32 bytes a batch."""
+
 
 @dataclass(kw_only=True)
 class DeviceConfig:
     """Where and in what precision a run computes."""
 
     output_dir: str = key(path="output", help="the run folder")
-    seed: int = key(42, help="of data order, dropout and initialisation", low=0)
+    seed: int = key(42, help="of data order, dropout and initialisation", low=0, high=2**31 - 1)
     device: str = key("auto", choices=("auto", "cpu"), help="auto takes the GPUs there are")
     amp: bool | str = key(
         "no", choices=("no", "bf16", "fp16", True, False), help="mixed precision; true takes bf16 where the GPU has it"
     )
-    threads: int | None = key(None, help="intra-op threads per process; null leaves PyTorch's choice", low=1)
-    num_workers: int = key(0, help="data-loader workers per process", low=0)
+    threads: int | None = key(None, help="intra-op threads per process; null leaves PyTorch's choice", low=1, high=1024)
+    num_workers: int = key(0, help="data-loader workers per process", low=0, high=1024)
 
     def precision(self) -> str:
         """The name accelerate knows: "no", "bf16" or "fp16"."""
@@ -40,16 +45,18 @@ class TrainingConfig(DeviceConfig):
     MOVED: ClassVar[dict[str, str]] = {"mixture": "mixture.mode, a section of its own"}
 
     lr_sched: str = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
-    init_lr: float = key(1e-4, low=0.0, help="peak learning rate")
-    min_lr: float = key(1e-5, low=0.0, help="learning rate at the end")
-    warmup_lr: float = key(1e-6, low=0.0, help="learning rate at the start")
+    init_lr: float = key(1e-4, low=0.0, high=1e3, help="peak learning rate")
+    min_lr: float = key(1e-5, low=0.0, high=1e3, help="learning rate at the end")
+    warmup_lr: float = key(1e-6, low=0.0, high=1e3, help="learning rate at the start")
     warmup_steps: int = key(0, low=0, unit="steps", help="length of the warm-up")
-    lr_decay_rate: float = key(0.9, low=0.0, help="factor per epoch of linear_warmup_step_lr")
+    lr_decay_rate: float = key(0.9, low=0.0, high=1.0, help="factor per epoch of linear_warmup_step_lr")
     optimizer: str = key("adamw", choices=("adamw", "muon"), help="muon: Muon on matrices, AdamW on the rest")
-    muon_lr: float = key(0.01, low=0.0, help="Muon's peak learning rate; follows the same schedule as init_lr")
-    weight_decay: float = key(0.05, low=0.0, help="decoupled weight decay")
+    muon_lr: float = key(
+        0.01, low=0.0, high=1e3, help="Muon's peak learning rate; follows the same schedule as init_lr"
+    )
+    weight_decay: float = key(0.05, low=0.0, high=1e3, help="decoupled weight decay")
     decay: str = key("all", choices=DECAY_RULES, help="what decays: all (as published), or weight matrices only")
-    betas: list[float] = key([0.9, 0.999], help="AdamW's moments")
+    betas: list[float] = key([0.9, 0.999], low=0.0, help="AdamW's moments, below 1")
     max_grad_norm: float | None = key(None, low=0.0, help="clip the gradient's norm; null does not clip")
     max_epoch: int = key(1, low=1, unit="epochs", help="an epoch is iters_per_epoch steps, whatever the data's size")
     iters_per_epoch: int = key(1000, low=1, unit="steps", help="optimiser steps per epoch")
@@ -69,8 +76,12 @@ class TrainingConfig(DeviceConfig):
     keep_checkpoints: int = key(2, low=1, unit="checkpoints", help="older ones are removed")
     keep_every: int = key(0, low=0, unit="steps", help="checkpoints of multiples of this are never removed; 0: none")
     async_checkpoints: bool = key(True, help="write files in the background while training goes on")
-    grace_seconds: float = key(90.0, low=0.0, unit="s", help="after SIGTERM or SIGUSR1, for a checkpoint and exit 0")
-    hang_seconds: float = key(1800.0, low=0.0, unit="s", help="name a rank that stands still this long; 0: never")
+    grace_seconds: float = key(
+        90.0, low=0.0, high=WEEK, unit="s", help="after SIGTERM or SIGUSR1, for a checkpoint and exit 0"
+    )
+    hang_seconds: float = key(
+        1800.0, low=0.0, high=WEEK, unit="s", help="name a rank that stands still this long; 0: never"
+    )
     max_skipped: int = key(10, low=1, unit="steps", help="stop after so many steps in a row with NaN or infinity")
     stop_at: int | None = key(None, low=1, unit="steps", help="end here with a checkpoint, schedules as if not")
     validate_every: int = key(0, low=0, unit="steps", help="0 does not validate during training")
@@ -83,8 +94,8 @@ class TrainingConfig(DeviceConfig):
     compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise ValueError(f"betas: two numbers are needed, found {self.betas}")
+        if len(self.betas) != 2 or not max(self.betas) < 1:
+            raise ValueError(f"betas: two numbers from 0 to below 1 are needed, found {self.betas}")
         if self.offload_frozen and self.strategy != "fsdp":
             raise ValueError("offload_frozen: layers come to the GPU one by one under strategy: fsdp only")
         if self.optimizer == "muon" and self.init_lr == 0:
@@ -93,6 +104,11 @@ class TrainingConfig(DeviceConfig):
             raise ValueError("optimizer muon: amp fp16 scales losses for one optimiser only; take amp: bf16")
         if self.warmup_steps > self.total_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than the whole run ({self.total_steps})")
+        if self.total_steps * self.accum_grad_iters > MOST_BATCHES:
+            raise ValueError(
+                f"max_steps, or max_epoch x iters_per_epoch: {self.total_steps:,} steps of {self.accum_grad_iters:,} "
+                f"batches (accum_grad_iters) are more than the {MOST_BATCHES:,} batches of which the order is drawn"
+            )
 
     @property
     def total_steps(self) -> int:

@@ -6,9 +6,8 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from chatbridge.common.registry import RUNNERS
-from chatbridge.common.schema import key
+from chatbridge.common.run_folder import RunLock
 from chatbridge.conversation.stop import StopOnText
 from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.collate import Collator, Example
@@ -27,33 +26,9 @@ from chatbridge.datasets.records import Record
 from chatbridge.evaluation.rows import NAME, RowFile
 from chatbridge.evaluation.scores import is_correct, score
 from chatbridge.runners.assembly import Assembly
-from chatbridge.runners.config import DeviceConfig
+from chatbridge.runners.conditions import ConditionConfig, EvaluationConfig, asked_sets, check_questions, unseen
 
 logger = logging.getLogger("chatbridge")
-
-
-@dataclass(kw_only=True)
-class ConditionConfig:
-    """An ablation: what is done to the media before the question is asked."""
-
-    blank: list[str] = key([], help="modalities that are blacked out or silenced")
-    shuffle: list[str] = key([], help="modalities whose media are exchanged between samples, none keeping its own")
-    blind: bool = key(False, help="show no media at all, only the question")
-
-
-@dataclass(kw_only=True)
-class EvaluationConfig(DeviceConfig):
-    """Keys of an evaluation run; its questions are the sets under validation:."""
-
-    conditions: dict[str, ConditionConfig] = key({}, help="ablations by name; 'full' is always there")
-    only: list[str] = key(["*"], help="patterns of the names of the sets under validation: that are asked")
-    max_new_tokens: int = key(64, low=1, unit="tokens", help="length of an answer at most")
-    num_beams: int = key(1, low=1, help="beams; 1 is greedy")
-
-    def __post_init__(self) -> None:
-        if "full" in self.conditions:
-            raise ValueError("conditions: 'full' is the name of the unablated questions; take another")
-        self.conditions = {"full": ConditionConfig(), **self.conditions}
 
 
 @dataclass(frozen=True)
@@ -89,12 +64,17 @@ class EvaluationRunner:
         self.output = Path(config.output_dir)
 
     def run(self) -> None:
-        if not self.assembly.config.validation:
-            raise ValueError("an evaluation needs questions: name at least one dataset under validation:")
-        self._check_conditions()
-        datasets = {n: d for n, d in self.assembly.validation(open=True).items() if self._asked(n)}
-        self.model = self.assembly.model(self.accelerator.device).to(self.accelerator.device).eval()
-        self.stop = StopOnText(self.assembly.task.stop, self.assembly.tokenizer) if self.assembly.task.stop else None
+        config, parts = self.config, self.assembly
+        with RunLock(self.output, self.accelerator.is_main_process, gather_object) as lock:
+            check_questions(config, parts.config.validation, parts.task, parts.queries)
+            opened = parts.validation(open=True)
+            datasets = {name: opened[name] for name in asked_sets(config, opened)}
+            self.model = parts.model(self.accelerator.device).to(self.accelerator.device).eval()
+            self.stop = StopOnText(parts.task.stop, parts.tokenizer) if parts.task.stop else None
+            lock.acquire()
+            self._ask(datasets)
+
+    def _ask(self, datasets: Mapping[str, TaskDataset]) -> None:
         rows: list[dict[str, Any]] = []
         if self.accelerator.is_main_process:
             (self.output / "scores.json").unlink(missing_ok=True)  # an earlier run's
@@ -114,19 +94,6 @@ class EvaluationRunner:
         errors = [row["error"] for row in rows if "error" in row]
         if errors and len(errors) == len(rows):
             raise ValueError(f"{file.path}: not one of {len(rows)} questions was answered; the first: {errors[0]}")
-
-    def _asked(self, name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in self.config.only)
-
-    def _check_conditions(self) -> None:
-        sets = self.assembly.config.validation
-        if not any(map(self._asked, sets)):
-            raise ValueError(f"run.only: {self.config.only} matches no set under validation: {', '.join(sets)}")
-        for name, config in sets.items():
-            for condition in config.conditions:
-                if condition not in self.config.conditions:
-                    known = ", ".join(self.config.conditions)
-                    raise ValueError(f"validation.{name}.conditions: no '{condition}' in run.conditions ({known})")
 
     def _answers(self, dataset: TaskDataset, condition: str) -> Iterator[dict[str, Any]]:
         """This rank's rows, in order."""
@@ -203,7 +170,7 @@ class EvaluationRunner:
 
     def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[Question]:
         """Every question of a dataset, its media exchanged or left out as the condition says."""
-        kinds = [kind if not condition.blind else replace(kind, modalities=()) for kind in dataset.kinds]
+        kinds = [kind if not condition.blind else unseen(kind) for kind in dataset.kinds]
         records: list[Record] = []
         lost: list[Question] = []
         for index in range(len(dataset)):

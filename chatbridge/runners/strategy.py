@@ -8,6 +8,7 @@ pass come to them.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard,
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from chatbridge.common.registry import nearest
 from chatbridge.models.llm import CausalLM
 from chatbridge.models.trial import PACKING, READING
 from chatbridge.runners.config import TrainingConfig
@@ -124,6 +126,18 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len)) if lists else []
 
 
+def check_backend(backend: str) -> None:
+    """Raise ValueError for a backend of ``torch.compile`` that does not exist, or whose library is not installed."""
+    if backend == "inductor":
+        return
+    known = [name for name in torch._dynamo.list_backends(exclude_tags=()) if not name.endswith("TESTING_ONLY")]
+    if backend not in known:
+        raise ValueError(f"run.compile: no backend is called '{backend}'; {nearest(backend, known)}")
+    library = {"tvm": "tvm", "openxla": "torch_xla", "openxla_eval": "torch_xla"}.get(backend)
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise ValueError(f"run.compile: '{backend}' needs {library}, which is not installed")
+
+
 def compile_blocks(model: nn.Module, backend: str) -> int:
     """Compile the repeated layers of the language model and of every encoder, in place; returns how many.
 
@@ -133,9 +147,7 @@ def compile_blocks(model: nn.Module, backend: str) -> int:
     Raises:
         ValueError: an unknown backend.
     """
-    known = torch._dynamo.list_backends(exclude_tags=()) if backend != "inductor" else ["inductor"]
-    if backend not in known:
-        raise ValueError(f"run.compile: no backend is called '{backend}'; there are {', '.join(known)}")
+    check_backend(backend)
     blocks = blocks_of(model.llm)
     for bridge in model.bridges.values():
         blocks += blocks_of(bridge.encoder)

@@ -25,6 +25,7 @@ from chatbridge.common.ledger import Ledger
 from chatbridge.common.logging import EventLog, MetricsLog
 from chatbridge.common.optim import build_optimizers
 from chatbridge.common.registry import RUNNERS, SCHEDULES
+from chatbridge.common.run_folder import RunLock
 from chatbridge.common.schedules import ScheduleSpan
 from chatbridge.report import RunReport
 from chatbridge.runners.assembly import Assembly
@@ -95,9 +96,11 @@ class TrainingRunner:
     def run(self) -> None:
         """Build, resume where asked, train to the last step or until told to stop, and leave a checkpoint."""
         with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(RunLock(self.output, self.main))
             self.signal = stack.enter_context(StopSignal(self.config.grace_seconds))
             self._build()
             # Not before: a configuration that cannot run leaves no folder.
+            lock.acquire()
             self.watchdog = stack.enter_context(Watchdog(self.output, self.rank, self.world, self.config.hang_seconds))
             self._open(stack, self._resume())
             try:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
+from chatbridge.common.run_folder import RunLock
 
 COMPARED = ("loss", "losses", "ids", "dataset", "tokens", "samples", "lr", "grad_norm")
 """Of every logged step."""
@@ -44,7 +45,15 @@ def verify_resume(script: str, cfg_path: str, options: Sequence[str], output: Pa
     if "RANK" in os.environ:
         raise ValueError("--verify-resume starts its own processes: run it without torchrun, with --processes N")
     folder = output / "verify_resume"
-    shutil.rmtree(folder, ignore_errors=True)
+    with RunLock(folder) as lock:
+        lock.acquire()
+        return _verify(script, cfg_path, options, folder, steps, processes)
+
+
+def _verify(script: str, cfg_path: str, options: Sequence[str], folder: Path, steps: int, processes: int) -> int:
+    for run in (folder / "whole", folder / "resumed"):
+        shutil.rmtree(run, ignore_errors=True)
+        run.with_suffix(".log").unlink(missing_ok=True)
     runs = {name: _Run(script, cfg_path, options, folder / name, steps, processes) for name in ("whole", "resumed")}
     print(f"{steps} steps without interruption ...", flush=True)
     runs["whole"].finish()

@@ -18,7 +18,9 @@ from chatbridge.tasks.base import Rendered, Task
 
 @dataclass(kw_only=True)
 class AlignmentConfig:
-    max_txt_len: int = key(32, low=1, unit="tokens", help="of the caption, its end symbol included; media not counted")
+    max_txt_len: int = key(
+        32, low=1, high=1 << 20, unit="tokens", help="of the caption, its end symbol included; media not counted"
+    )
     end_sym: str = key("\n", help="closes a caption, and is learnt with it")
     caption: Any = key(CaptionTextConfig, registry=PROCESSORS, help="the text processor that cleans captions")
     compat: str = key("default", choices=("default", "original"), help="original: its truncation and labels")

@@ -18,7 +18,9 @@ from chatbridge.tasks.base import Rendered, Task
 
 @dataclass(kw_only=True)
 class InstructionConfig:
-    max_txt_len: int = key(220, low=1, unit="positions", help="of a sample, media included, BOS not counted")
+    max_txt_len: int = key(
+        220, low=1, high=1 << 20, unit="positions", help="of a sample, media included, BOS not counted"
+    )
     prompt: PromptFormat = key(PromptFormat, help="tags, separators and introductions of media")
     templates: list[str] = key([], path=True, help="template files; their lists replace or add to the built-in ones")
     max_entries: int | None = key(MAX_ENTRIES, low=2, unit="turns", help="of a conversation that are kept")

@@ -29,16 +29,18 @@ PATCH_BINS = 16
 class BeatsConfig:
     """Defaults: BEATs_iter3_plus_AS2M, the self-supervised model."""
 
-    patch_size: int = key(PATCH_BINS, help="side of a square patch", unit="frames and mel bins", low=1)
-    patch_width: int = key(512, help="width of a patch before it is projected to the encoder's width", low=1)
-    width: int = key(768, help="width of a token", low=1)
-    depth: int = key(12, help="transformer layers", low=1)
-    heads: int = key(12, help="attention heads", low=1)
-    ffn_width: int = key(3072, help="width of the feed-forward layers", low=1)
-    conv_pos: int = key(128, help="kernel of the position convolution", unit="tokens", low=1)
+    patch_size: int = key(PATCH_BINS, help="side of a square patch", unit="frames and mel bins", low=1, high=1024)
+    patch_width: int = key(
+        512, help="width of a patch before it is projected to the encoder's width", low=1, high=1 << 16
+    )
+    width: int = key(768, help="width of a token", low=1, high=1 << 16)
+    depth: int = key(12, help="transformer layers", low=1, high=512)
+    heads: int = key(12, help="attention heads", low=1, high=1024)
+    ffn_width: int = key(3072, help="width of the feed-forward layers", low=1, high=1 << 18)
+    conv_pos: int = key(128, help="kernel of the position convolution", unit="tokens", low=1, high=4096)
     conv_pos_groups: int = key(16, help="groups of the position convolution", low=1)
-    num_buckets: int = key(320, help="buckets of relative distance", low=4)
-    max_distance: int = key(800, help="distance from which on all share a bucket", unit="tokens", low=1)
+    num_buckets: int = key(320, help="buckets of relative distance", low=4, high=1 << 16)
+    max_distance: int = key(800, help="distance from which on all share a bucket", unit="tokens", low=1, high=1 << 20)
     deep_norm: bool = key(True, help="scale residuals by (2 * depth) ** 0.25")
     dropout: float = key(0.0, help="dropout after attention and feed-forward, for pre-training", low=0.0, high=1.0)
     weights: str | None = key(None, help="weight file (BEATs_iter3_plus_AS2M.pt)", path=True)
@@ -49,6 +51,11 @@ class BeatsConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
         if self.width % self.conv_pos_groups:
             raise ValueError(f"width {self.width} is not a multiple of conv_pos_groups {self.conv_pos_groups}")
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"max_distance {self.max_distance} must be above a quarter of num_buckets {self.num_buckets}, the "
+                "distances that have a bucket each"
+            )
 
     @classmethod
     def from_published(cls, cfg: dict[str, Any]) -> BeatsConfig:

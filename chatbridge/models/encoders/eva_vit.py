@@ -24,12 +24,12 @@ from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
 class EvaVitConfig:
     """Defaults: EVA-ViT-G as BLIP-2 and ChatBridge use it."""
 
-    image_size: int = key(224, help="side of the square input", unit="pixels", low=1)
-    patch_size: int = key(14, help="side of a patch", unit="pixels", low=1)
-    width: int = key(1408, help="width of a token", low=1)
-    depth: int = key(39, help="transformer blocks", low=1)
-    heads: int = key(16, help="attention heads", low=1)
-    mlp_ratio: float = key(4.3637, help="MLP width over token width (rounded down)")
+    image_size: int = key(224, help="side of the square input", unit="pixels", low=1, high=4096)
+    patch_size: int = key(14, help="side of a patch", unit="pixels", low=1, high=4096)
+    width: int = key(1408, help="width of a token", low=1, high=1 << 16)
+    depth: int = key(39, help="transformer blocks", low=1, high=512)
+    heads: int = key(16, help="attention heads", low=1, high=1024)
+    mlp_ratio: float = key(4.3637, help="MLP width over token width (rounded down)", low=0.01, high=64.0)
     drop_path: float = key(0.0, help="stochastic depth of the last block, for pre-training", low=0.0, high=1.0)
     weights: str | None = key(None, help="weight file (eva_vit_g.pth, a timm or EVA-CLIP file)", path=True)
     dtype: str = key("float32", help="precision of the convolution and matrices", choices=tuple(DTYPES))
@@ -77,7 +77,14 @@ class EvaVit(Eva):
             load_encoder(self, config.weights)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pictures [M, 3, H, W] to tokens [M, S, E], those of the last block."""
+        """Normalised pictures [M, 3, H, W] to tokens [M, S, E], those of the last block.
+
+        Raises:
+            ValueError: for pictures of another size than the configuration says.
+        """
+        side = self.config.image_size
+        if pixels.shape[2:] != (side, side):
+            raise ValueError(f"image_size is {side}, the pictures have {pixels.shape[3]} x {pixels.shape[2]} pixels")
         # Norms, biases and embeddings stay fp32 beside half matrices, so the types meet under autocast only.
         half = self.dtype != torch.float32
         with torch.autocast(pixels.device.type, dtype=self.dtype) if half else nullcontext():
