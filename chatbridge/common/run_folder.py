@@ -20,6 +20,7 @@ import socket
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -41,12 +42,12 @@ _held: set[str] = set()
 """Locks of this process: the kernel would grant them to it again, and let go of both when the second is closed."""
 
 
-class FolderInUse(ValueError):
-    """Another run writes to the folder."""
+class FolderError(ValueError):
+    """The folder cannot be written to, or another run does."""
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise ValueError for a folder that could not be made, or not be written to. Leaves no trace."""
+    """Raise FolderError for a folder that could not be made, or not be written to. Leaves no trace."""
     folder = Path(folder)
     place = folder
     while not os.path.lexists(place) and place != place.parent:
@@ -54,16 +55,16 @@ def check_folder(folder: str | Path) -> None:
     told = f"run.output_dir: {folder} cannot be written"
     try:
         if not stat.S_ISDIR(os.stat(place).st_mode):
-            raise ValueError(f"{told}: {place} is no folder; take another path")
+            raise FolderError(f"{told}: {place} is no folder; take another path")
         longest = os.pathconf(place, "PC_NAME_MAX")
         if any(len(os.fsencode(part)) > longest for part in folder.parts[len(place.parts) :]):
-            raise ValueError(f"{told}: a name in it has more than {longest} bytes; take a shorter one")
+            raise FolderError(f"{told}: a name in it has more than {longest} bytes; take a shorter one")
         with tempfile.TemporaryFile(dir=place):
             pass
     except FileNotFoundError:
-        raise ValueError(f"{told}: {place} is a link to nowhere; take another path") from None
+        raise FolderError(f"{told}: {place} is a link to nowhere; take another path") from None
     except OSError as error:
-        raise ValueError(f"{told}: {place}: {error.strerror or error}; take another path") from None
+        raise FolderError(f"{told}: {place}: {error.strerror or error}; take another path") from None
 
 
 class RunLock:
@@ -74,32 +75,66 @@ class RunLock:
 
     Args:
         folder: the run's.
-        wanted: False does nothing: of the processes of a run, the first one holds the lock.
+        wanted: whether this process takes it: of a run's processes, the first one does.
+        agree: given this process' problem ("" for none), tells those of all; every process of the run takes part.
+
+    Raises (everywhere, where it is the first process that has the problem):
+        FolderError: another run holds it, or the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, wanted: bool = True):
-        self.folder, self.wanted = Path(folder), wanted
+    def __init__(
+        self, folder: str | Path, wanted: bool = True, agree: Callable[[list[str]], list[str]] = lambda own: own
+    ):
+        self.folder, self.wanted, self.agree = Path(folder), wanted, agree
         self._file: int | None = None
 
-    def acquire(self, ending: float = ENDING_SECONDS, lease: float = LEASE_SECONDS) -> None:
+    def __enter__(self) -> RunLock:
+        self._together(self._begin)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release()
+
+    def acquire(self) -> None:
         """Make the folder where it is not there, and take the lock; nothing happens where it is held already.
 
-        Args:
-            ending, lease: seconds to wait for a process of this host, or of another, that may have ended just now.
-
-        Raises:
-            FolderInUse: another run holds it. ValueError: the folder cannot be written.
+        A holder that may have ended just now is waited for.
         """
-        if self._file is not None or not self.wanted:
+        self._together(self._take)
+
+    def release(self) -> None:
+        if self._file is not None:
+            _held.discard(str((self.folder / NAME).resolve()))
+            os.close(self._file)  # the file stays: whoever waits has it open
+            self._file = None
+
+    def _together(self, step: Callable[[], None]) -> None:
+        problem = ""
+        try:
+            if self.wanted:
+                step()
+        except (FolderError, OSError) as error:
+            problem = str(error)
+        problems = [told for told in self.agree([problem]) if told]
+        if problems:
+            raise FolderError(problems[0])
+
+    def _begin(self) -> None:
+        check_folder(self.folder)
+        if self.folder.exists():
+            self._take()
+
+    def _take(self) -> None:
+        if self._file is not None:
             return
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = str((self.folder / NAME).resolve())
         if path in _held:
-            raise FolderInUse(f"{self.folder}: another run of this process writes there; take another run.output_dir")
+            raise FolderError(f"{self.folder}: another run of this process writes there; take another run.output_dir")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            self._wait(file, ending, lease)
+            self._wait(file)
             os.ftruncate(file, 0)
             os.pwrite(file, (json.dumps(_myself()) + "\n").encode(), 0)
         except BaseException:
@@ -108,38 +143,19 @@ class RunLock:
         self._file = file
         _held.add(path)
 
-    def _wait(self, file: int, ending: float, lease: float) -> None:
+    def _wait(self, file: int) -> None:
         begun, told = time.monotonic(), False
         while not _locked(file):
             holder = _holder(file)
-            here = holder.get("host") == socket.gethostname()
-            if time.monotonic() - begun >= (ending if here or not holder else lease):
-                raise FolderInUse(
-                    f"{self.folder}: another run writes there{_words(holder)}; wait for its end, stop it, or take "
-                    "another run.output_dir"
-                )
-            if not (here or told or not holder):
-                logger.warning(
-                    "%s: held by a run%s; waiting up to %g s for its end", self.folder, _words(holder), lease
-                )
+            elsewhere = bool(holder) and holder.get("host") != socket.gethostname()
+            patience = LEASE_SECONDS if elsewhere else ENDING_SECONDS
+            words = f"{self.folder}: another run writes there{_words(holder)}"
+            if time.monotonic() - begun >= patience:
+                raise FolderError(f"{words}; wait for its end, stop it, or take another run.output_dir")
+            if elsewhere and not told:
+                logger.warning("%s; waiting up to %g s for its end", words, patience)
                 told = True
             time.sleep(0.05)
-
-    def release(self) -> None:
-        if self._file is not None:
-            _held.discard(str((self.folder / NAME).resolve()))
-            os.close(self._file)  # the file stays: whoever waits has it open
-            self._file = None
-
-    def __enter__(self) -> RunLock:
-        if self.folder.exists():
-            self.acquire()
-        elif self.wanted:
-            check_folder(self.folder)
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.release()
 
 
 def _locked(file: int) -> bool:

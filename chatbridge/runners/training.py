@@ -96,7 +96,7 @@ class TrainingRunner:
     def run(self) -> None:
         """Build, resume where asked, train to the last step or until told to stop, and leave a checkpoint."""
         with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(RunLock(self.output, self.main))
+            lock = stack.enter_context(RunLock(self.output, self.main, gather_object))
             self.signal = stack.enter_context(StopSignal(self.config.grace_seconds))
             self._build()
             # Not before: a configuration that cannot run leaves no folder.
