@@ -11,9 +11,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from chatbridge.common.shared import Rows
+from chatbridge.common.shared import Rows, stacked
 
 
 class RawMedia(ABC):
@@ -35,6 +34,12 @@ class RawMedia(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """N."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors, as they travel."""
+        parts = [getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     @abstractmethod
     def finished(self) -> Tensor:
@@ -71,4 +76,4 @@ def stack_media(media: Sequence[Tensor | RawMedia]) -> Tensor | RawMedia:
     raw = [medium for medium in media if isinstance(medium, RawMedia)]
     if len(raw) == len(media) and len({(type(medium), medium.settings) for medium in raw}) == 1:
         return type(raw[0]).joined(raw)
-    return default_collate([medium.finished()[0] if isinstance(medium, RawMedia) else medium for medium in media])
+    return stacked([medium.finished()[0] if isinstance(medium, RawMedia) else medium for medium in media])

@@ -5,19 +5,25 @@ to: for a batch of pictures this takes longer than collating it. It also hands e
 own, and maps it anew. A process here keeps a few slabs instead; a worker's are mapped by the training process once.
 Which of them are free is told by a byte at the end of each, which the training process clears when it is done with the
 batch. For the same reason what was freed is kept for the next sample (`keep_freed`).
+
+What is shared is ordinary memory (memfd_create(2)). PyTorch takes it from /dev/shm, of which containers have 64 MB
+unless told otherwise, and a process that writes where there is no more is killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from operator import le
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -49,6 +55,72 @@ def keep_freed() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+DEV_SHM = "/dev/shm"
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Where Linux tells what a container may use, and uses: version 2, and 1."""
+
+SHM_SIZE = "give the container more (docker run --shm-size=8g, or --ipc=host)"
+
+
+def shared_memory(size: int) -> Tensor:
+    """uint8, zeros, for other processes to map when the tensor is sent to them.
+
+    Raises:
+        OSError: where the system has no memfd and /dev/shm has no room.
+    """
+    descriptor = _memfd()
+    if descriptor is None:
+        return _in_dev_shm(size)
+    try:
+        os.ftruncate(descriptor, size)
+        storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)
+    finally:
+        os.close(descriptor)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def _memfd() -> int | None:
+    try:
+        return os.memfd_create("chatbridge")
+    except (AttributeError, OSError):  # not on this system, or forbidden by a sandbox
+        return None
+
+
+def _in_dev_shm(size: int) -> Tensor:
+    free = free_in_dev_shm()
+    if free is not None and free < size:
+        raise OSError(f"{DEV_SHM} has {free:,} bytes free and a batch takes {size:,}; {SHM_SIZE}")
+    return torch.zeros(size, dtype=torch.uint8).share_memory_()
+
+
+def free_in_dev_shm() -> int | None:
+    """Bytes; None where there is no such place."""
+    try:
+        found = os.statvfs(DEV_SHM)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def room() -> tuple[int, str]:
+    """Bytes that are free for `shared_memory`, and where."""
+    descriptor = _memfd()
+    if descriptor is None:
+        return free_in_dev_shm() or 0, DEV_SHM
+    os.close(descriptor)
+    return min([psutil.virtual_memory().available, *_left_by_cgroups()]), "memory"
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    for most, used in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            yield int(Path(most).read_text()) - int(Path(used).read_text())
+
+
 class Slab:
     """Memory of one process.
 
@@ -60,9 +132,7 @@ class Slab:
 
     def __init__(self, number: int, size: int, shared: bool):
         self.number, self.sent = number, False
-        self.memory = torch.zeros(size + 1, dtype=torch.uint8)
-        if shared:
-            self.memory.share_memory_()
+        self.memory = shared_memory(size + 1) if shared else torch.zeros(size + 1, dtype=torch.uint8)
         self.in_use = _last_byte(self.memory)
 
     @property
@@ -159,11 +229,21 @@ def batch_memory(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Leas
     The lease must live as long as the tensor is in use; `packed` sends both.
     """
     pool = _own_pool if get_worker_info() is None else _worker_pool
-    lease = pool.borrow(prod(shape) * dtype.itemsize)
+    size = prod(shape) * dtype.itemsize
+    lease = pool.borrow(size)
     if lease is None:
-        memory = torch.empty(*shape, dtype=dtype)
-        return memory.share_memory_() if pool.shared else memory, None
+        memory = shared_memory(size) if pool.shared else torch.empty(size, dtype=torch.uint8)
+        return memory.view(dtype).view(*shape), None
     return lease.tensor((tuple(shape), _name(dtype))), lease
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape and type as one [N, ...]: in a worker, in memory that is shared."""
+    if get_worker_info() is None:
+        return torch.stack(list(tensors))
+    first = tensors[0]
+    memory = shared_memory(len(tensors) * first.nbytes).view(first.dtype)
+    return torch.stack(list(tensors), out=memory.view(len(tensors), *first.shape))
 
 
 class Rows:

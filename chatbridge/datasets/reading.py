@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import active_children
+from multiprocessing import Lock, active_children
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from chatbridge.common.batch import MIXED, MultimodalBatch
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.shared import Rows, forget, keep_freed
+from chatbridge.common.shared import DEV_SHM, SHM_SIZE, Rows, forget, keep_freed
 from chatbridge.datasets.builder import Begun, TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.lanes import Lane, open_lane, regroup
@@ -34,7 +35,7 @@ logger = logging.getLogger("chatbridge")
 class Failure:
     """What went wrong in a worker. (An exception raised there would come back as text with a traceback in it.)"""
 
-    error: ValueError
+    error: ValueError | OSError
     trace: str
 
 
@@ -89,8 +90,10 @@ class MixtureReader:
             # What a worker does is never differentiated; told so, PyTorch's many small calls are quicker.
             with torch.inference_mode(get_worker_info() is not None):
                 return self._mixed(plan) if isinstance(plan, MixedPlan) else self._of_one_dataset(plan)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return Failure(error, traceback.format_exc())
+        except MemoryError:
+            return Failure(ValueError("a batch does not fit into memory; take smaller ones"), traceback.format_exc())
 
     def _of_one_dataset(self, plan: Plan) -> MultimodalBatch:
         dataset, collator = self.datasets[plan.dataset], self.collators[plan.dataset]
@@ -186,13 +189,7 @@ class BatchStream(Iterator[MultimodalBatch]):
 
     def __next__(self) -> MultimodalBatch:
         if self._batches is None:
-            others = set(active_children())
-            self._batches = iter(self._loader())
-            workers = set(active_children()) - others
-            atexit.register(_end, workers, os.getpid())
-            weakref.finalize(self, forget, [worker.pid for worker in workers])
-            if not workers:
-                keep_freed()
+            self._begin()
         batch = next(self._batches)
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
@@ -200,6 +197,16 @@ class BatchStream(Iterator[MultimodalBatch]):
         for name, lanes in batch.cursor.items():
             self._positions.setdefault(name, {}).update(lanes)
         return batch
+
+    def _begin(self) -> None:
+        _try_semaphores(self.workers)
+        others = set(active_children())
+        self._batches = iter(self._loader())
+        workers = set(active_children()) - others
+        atexit.register(_end, workers, os.getpid())
+        weakref.finalize(self, forget, [worker.pid for worker in workers])
+        if not workers:
+            keep_freed()
 
     def _loader(self) -> DataLoader:
         reader = self.reader
@@ -280,6 +287,31 @@ class BatchStream(Iterator[MultimodalBatch]):
                 f"take {len(states)} processes and run.num_workers: {workers}, or accept that samples are lost or read "
                 f"twice (run.accept_changes: [{', '.join(keys)}])"
             )
+
+
+@contextlib.contextmanager
+def workers_explained() -> Iterator[None]:
+    """Inside, the end of a data-loader worker is a ValueError with a remedy. PyTorch may tell of it at any moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            f"{str(error).splitlines()[0]} Killed from outside, memory has run out as a rule: take fewer "
+            f"run.num_workers or smaller batches; by a bus error, {DEV_SHM} is full: {SHM_SIZE}"
+        ) from error
+
+
+def _try_semaphores(workers: int) -> None:
+    """Raise OSError where there is no room for the semaphores of the workers' queues, a handful for each."""
+    try:
+        _ = [Lock() for _ in range(4 * workers + 4)] if workers else []
+    except OSError as error:
+        raise OSError(
+            f"run.num_workers: {workers} workers cannot be started, {DEV_SHM} is full or missing "
+            f"({error.strerror or error}); {SHM_SIZE}, or take run.num_workers: 0"
+        ) from error
 
 
 def _as_it_is(batch: MultimodalBatch | Failure) -> MultimodalBatch | Failure:

@@ -31,6 +31,7 @@ from chatbridge.processors.base import build_processors
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
 from chatbridge.runners.config import TrainingConfig
+from chatbridge.runners.worker_memory import worker_notes
 
 PROBE_SECONDS = 15.0
 """Opening media for the probe stops after this long, over all datasets."""
@@ -100,6 +101,9 @@ def _fill(result: Plan, assembly: Assembly, options: PlanOptions) -> None:
     if found.model is not None:
         _measure(result, assembly, found, found.model, *sources)
     verdict.judge_run(result, assembly.config)
+    sections = {name.partition(".")[2]: seen for name, seen in result.probes.items() if name.startswith("datasets.")}
+    notes = worker_notes(assembly.config, {n: seen.media_bytes for n, seen in sections.items()}, result.world)
+    result.warnings += [note.removeprefix("warning: ") for note in notes if note.startswith("warning: ")]
 
 
 def _measure(result: Plan, assembly: Assembly, found: Findings, model: nn.Module, source: str) -> None:

@@ -37,7 +37,7 @@ class Probe:
         without_label: items of which no supervised token is left.
         cut_items, cut_tokens: items that were shortened, and text tokens cut from them.
         lengths, labels: positions and supervised tokens of each item (without BOS); empty without a tokenizer.
-        media: modality -> media of each item.
+        media: modality -> media of each item. media_bytes: most bytes of an item's media, as workers hand them on.
     """
 
     items: int = 0
@@ -52,6 +52,7 @@ class Probe:
     lengths: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: dict[str, list[int]] = field(default_factory=dict)
+    media_bytes: int = 0
 
 
 def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, deadline: float = 0.0) -> Probe:
@@ -77,9 +78,10 @@ def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, de
         if deadline and time.monotonic() > deadline:
             continue
         found.read += 1
-        problem = _unreadable(dataset, record, kind, rng)
-        if problem:
-            found.unreadable.append(problem)
+        try:
+            found.media_bytes = max(found.media_bytes, _load(dataset, record, kind, rng))
+        except (ValueError, OSError) as error:
+            found.unreadable.append(f"{record.id}: {error}")
     return found
 
 
@@ -202,13 +204,8 @@ def _count_tokens(found: Probe, rendered: Rendered, dataset: TaskDataset, tokeni
         found.media.setdefault(modality, []).append(count)
 
 
-def _unreadable(dataset: TaskDataset, record: Record, kind: TaskKind, rng: random.Random) -> str:
-    """Why a record's media cannot be used; "" when they can."""
+def _load(dataset: TaskDataset, record: Record, kind: TaskKind, rng: random.Random) -> int:
+    """Bytes of a record's media. Raises ValueError or OSError where one cannot be used."""
     media_rng = rng if dataset.config.augment else None
-    try:
-        for modality in kind.modalities:
-            for file in record.files_of(modality):
-                dataset.media.load(modality, file, media_rng)
-    except (ValueError, OSError) as error:
-        return f"{record.id}: {error}"
-    return ""
+    files = [(modality, file) for modality in kind.modalities for file in record.files_of(modality)]
+    return sum(dataset.media.load(modality, file, media_rng).nbytes for modality, file in files)

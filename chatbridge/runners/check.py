@@ -28,6 +28,7 @@ from chatbridge.runners.assembly import Assembly, check_batch_sizes
 from chatbridge.runners.conditions import EvaluationConfig, check_questions
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import check_backend
+from chatbridge.runners.worker_memory import worker_notes
 
 TRIED = 8
 """Samples of a dataset of which one at least must be readable."""
@@ -182,9 +183,12 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
 def check(assembly: Assembly) -> int:
     """Print what is wrong, what is still to be fetched, and what the data holds; 0 when nothing is wrong, else 1."""
     found = examine(assembly)
+    sizes = {}
     if not found.problems:
         for name, dataset in found.datasets.items():
-            found.attempt(lambda n=name, d=dataset: _read_one(n, d, found.tokenizer))
+            size = found.attempt(lambda n=name, d=dataset: _read_one(n, d, found.tokenizer))
+            if size is not None and name.startswith("datasets."):
+                sizes[dataset.name] = size
     for missing in found.awaited:
         print(f"to fetch: {missing}")
     for name, dataset in found.datasets.items():
@@ -193,6 +197,8 @@ def check(assembly: Assembly) -> int:
         print(f"{name}: {size} entries of {kinds}, batch size {dataset.config.batch_size}")
         for line in dataset.skipped[:5]:
             print(f"  skipped: {line}")
+    for note in worker_notes(assembly.config, sizes, world=1):
+        print(note)
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
     if not found.problems:
@@ -200,22 +206,21 @@ def check(assembly: Assembly) -> int:
     return 1 if found.problems else 0
 
 
-def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> None:
-    """Raise ValueError for a dataset of which not one of some samples, evenly over it, can be read."""
+def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> int | None:
+    """Bytes of a sample's media. Raises ValueError where not one of some samples, evenly over the set, can be read."""
     if dataset.sequential:  # its shards were looked into when it was opened, as far as they are here
-        return
+        return None
     size, first = len(dataset), None
     for index in dict.fromkeys(round(i * (size - 1) / (TRIED - 1)) for i in range(TRIED)):
         rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/0/{index}")
         try:
             record, kind = dataset.record(index), dataset.kinds[0]
-            if tokenizer is not None:
-                dataset.read(record, kind, None if dataset.open else rng)
+            if tokenizer is None:
+                media = [dataset.media.load(m, file, rng) for m in kind.modalities for file in record.files_of(m)]
             else:
-                for modality in kind.modalities:
-                    for file in record.files_of(modality):
-                        dataset.media.load(modality, file, rng)
-            return
+                example = dataset.read(record, kind)[0] if dataset.open else dataset.draw(record, rng)
+                media = [medium for several in example.media.values() for medium in several]
+            return sum(medium.nbytes for medium in media)
         except ValueError as error:
             first = first or error
     raise ValueError(f"{name}: not one of {min(TRIED, size)} samples tried can be used; the first: {first}")

@@ -27,6 +27,7 @@ from chatbridge.common.optim import build_optimizers
 from chatbridge.common.registry import RUNNERS, SCHEDULES
 from chatbridge.common.run_folder import RunLock
 from chatbridge.common.schedules import ScheduleSpan
+from chatbridge.datasets.reading import workers_explained
 from chatbridge.report import RunReport
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.config import TrainingConfig
@@ -104,7 +105,8 @@ class TrainingRunner:
             self.watchdog = stack.enter_context(Watchdog(self.output, self.rank, self.world, self.config.hang_seconds))
             self._open(stack, self._resume())
             try:
-                self._loop()
+                with workers_explained():
+                    self._loop()
             except Exception as error:
                 if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
                     logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
