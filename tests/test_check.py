@@ -132,10 +132,10 @@ def test_what_would_fail_in_training(parts, check, tmp_path, changes, said):
 
 QUESTIONS = [
     ({"validation.images.conditions": ["blind"]}, "validation.images.conditions: 'blind' is blind, and shows no media"),
-    ({"validation.images.conditions": ["bland"]}, "validation.images.conditions: 'bland' is not one of run.conditions"),
+    ({"validation.images.conditions": ["bland"]}, "validation.images.conditions: no 'bland' in run.conditions"),
     ({"run.conditions": {"odd": {"blank": ["imgae"]}}}, "run.conditions.odd: no bridge serves 'imgae'; did you mean"),
     ({"run.conditions": {"odd": {"shuffle": ["radar"]}}}, "run.conditions.odd: no bridge serves 'radar'"),
-    ({"run.only": ["picture*"]}, "run.only: ['picture*'] chooses none of images, sounds"),
+    ({"run.only": ["picture*"]}, "run.only: ['picture*'] matches no set under validation: images, sounds"),
     ({"validation": {}}, "an evaluation needs questions"),
     ({"run.num_beams": 10**6}, "run.num_beams: 1000000 is above"),
 ]
