@@ -136,12 +136,23 @@ def test_the_language_model_of_a_configuration(tmp_path):
     "wrong",
     [
         {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.2}, {"top_k": -1},
-        {"repetition_penalty": 0}, {"num_beams": 0}, {"max_new_tokens": 0}, {"seed": -1},
+        {"repetition_penalty": 0}, {"num_beams": 0}, {"max_new_tokens": 0}, {"seed": -1}, {"temperature": 1e-320},
+        {"temperature": 1e300}, {"temperature": float("inf")}, {"temperature": "hot"}, {"temperature": 10**400},
+        {"top_p": 1e-320}, {"top_p": float("nan")}, {"repetition_penalty": 1e-320}, {"repetition_penalty": 1e300},
+        {"top_k": 10**400}, {"top_k": 1.5}, {"num_beams": 1000}, {"num_beams": True}, {"max_new_tokens": 10**400},
+        {"max_new_tokens": "5"}, {"seed": 2**63}, {"seed": -(10**400)},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is .*take a value from"):
         GenerationSettings(**wrong)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 100.0])
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_settings_at_the_ends_of_their_range_can_be_drawn_from(language, temperature, penalty):
+    settings = GenerationSettings(temperature=temperature, top_p=1e-6, repetition_penalty=penalty, seed=1)
+    assert decode(language, [1, 7, 9, 3], settings)
 
 
 class Bytes:

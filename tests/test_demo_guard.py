@@ -146,6 +146,13 @@ class TestCalls:
         found = http.get(f"gradio_api/file={name}")
         assert found.status_code == 403 and str(Path.cwd()) not in found.text
 
+    @pytest.mark.parametrize(
+        "path", ["assets/" + "a" * 5000, "assets/%00", "assets/..%2f..%2fx", "static/%ff", "nowhere"]
+    )
+    def test_what_is_not_there(self, http, capfd, path):
+        assert http.get(path).status_code in (403, 404)
+        assert "Traceback" not in capfd.readouterr().err
+
     def test_parts_of_files(self, running, http, files):
         (path,) = http.post("gradio_api/upload", files={"files": files["a.png"].open("rb")}).json()
         whole = http.get(f"gradio_api/file={path}")

@@ -30,7 +30,10 @@ async def app(scope, receive, send):
     if scope["type"] != "http":
         return
     if scope["path"] == "/body":
-        await Bodies(10**6).read(receive, 10**6)
+        try:
+            await Bodies(10**6).read(receive, 10**6)
+        except ClientDisconnect:
+            return
     if scope["path"] in ("/large", "/stream"):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         part = bytes(2**20) if scope["path"] == "/large" else b"."
@@ -148,6 +151,36 @@ class TestDeadlines:
                 connection.sendall(bytes(10_000))
                 time.sleep(0.1)
             assert b" 200 " in connection.recv(65536)
+
+
+class TestNoRequests:
+    """What is no HTTP is told so, once, and the application hears nothing of it."""
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"\x16\x03\x01\0\xc8 hello", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000,
+        ],
+    )  # fmt: skip
+    def test_end_with_400(self, port, caplog, sent):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(sent)
+            assert rest(connection).startswith(b"HTTP/1.1 400 ")
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        assert [record for record in caplog.records if record.exc_info] == []
+
+    def test_in_the_middle_of_an_answer(self, port, caplog):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = b"POST /stream HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(b"zz\r\n")
+            rest(connection)
+        assert [record for record in caplog.records if record.exc_info] == []
 
 
 class TestManyConnections:
@@ -358,7 +391,8 @@ class TestListening:
             found.close()
 
     @pytest.mark.parametrize(
-        ("host", "port"), [("192.0.2.1", 0), ("no such host", 0), ("", 70000), ("x" * 300, 0), ("127.0.0.1", -1)]
+        ("host", "port"),
+        [("192.0.2.1", 0), ("no such host", 0), ("127.0.0.1", 70000), ("", 0), ("x" * 300, 0), ("127.0.0.1", -1)],
     )
     def test_a_place_that_cannot_be(self, host, port):
         with pytest.raises(ValueError, match="^--(host|port) ") as caught:

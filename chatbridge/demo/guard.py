@@ -46,6 +46,7 @@ COOKIE = "chatbridge-visitor"
 API = "/gradio_api/"
 PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 FILES = ("/assets/", "/static/")
+LONGEST = 255
 TOLD = ("app_id", "info", "openapi.json", "queue/status", "startup-events", "theme.css", "user")
 """What of gradio's is told to everybody. There are other routes, which edit the program, fetch from elsewhere or start
 FFmpeg on whatever they are sent."""
@@ -90,7 +91,7 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, query, scope["query_string"] = scope["path"], scope["query_string"], b""
         if not path.startswith(API):
-            if path not in PAGE and not path.startswith(FILES):
+            if path not in PAGE and not (path.startswith(FILES) and len(path) < LONGEST):
                 raise Refused(404, "not here")
             _only(scope, "GET", "HEAD")
             await self.app(scope, receive, send)

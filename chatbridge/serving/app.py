@@ -271,7 +271,7 @@ class EventStream(StreamingResponse):
 
 def make_app(endpoint: Endpoint) -> Starlette:
     """The ASGI application."""
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", endpoint.health),
             Route("/v1/models", endpoint.models),
@@ -285,6 +285,8 @@ def make_app(endpoint: Endpoint) -> Starlette:
             Exception: lambda *_: internal().response(),
         },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _no_route(request: Request, error: Exception) -> Response:

@@ -24,10 +24,11 @@ LEFT_TO_END = 3.0
 
 
 class ApiConnection(Connection):
-    """Says in OpenAI's words, too, that a request was late or one too many."""
+    """Says in OpenAI's words, too, that a request was late, one too many, or none."""
 
     def words(self, status: int, message: str) -> tuple[str, bytes]:
-        answer = ApiError(status, message, "timeout" if status == 408 else "overloaded").response()
+        codes = {400: "invalid_request", 408: "timeout", 503: "overloaded"}
+        answer = ApiError(status, message, codes[status]).response()
         return answer.media_type, answer.body
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import resource
 from collections import Counter
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -118,9 +119,14 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             kind, body = self.words(status, message)
             headers = [("content-type", kind), ("content-length", str(len(body))), ("connection", "close")]
-            events = (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+            start = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
+            events = (start, h11.Data(data=body), h11.EndOfMessage())
             self.transport.write(b"".join(map(self.conn.send, events)))
         self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, for what is no HTTP; its own lets an application answer, too, and fails on that."""
+        self.turn_away(400, msg)
 
     def words(self, status: int, message: str) -> tuple[str, bytes]:
         """Content type and content of such an answer."""

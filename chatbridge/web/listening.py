@@ -71,8 +71,10 @@ def listen(host: str, ports: Iterable[int]) -> list[socket.socket]:
 def _listen(host: str, port: int) -> list[socket.socket]:
     if not 0 <= port < 2**16:
         raise ValueError(f"--port {port}: take one from 0 (any free one) to 65535")
+    if not host:
+        raise ValueError("--host is empty: give an address of this machine, 0.0.0.0 for all of them")
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"--host {host}: is no address of this machine ({reason})") from None
