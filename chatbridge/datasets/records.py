@@ -114,10 +114,9 @@ class Record:
         own = f"{modality}_id"
         if self.shared and own not in self.problems:
             return self.shared
-        told = [self.problems[key] for key in (own, *_SHARED) if key in self.problems]
-        raise ValueError(
-            told[0] if told else f"names no {modality}: it has none of the keys {own}, {', '.join(_SHARED)}"
-        )
+        keys = list(dict.fromkeys((own, *_SHARED)))
+        missing = f"names no {modality}: it has none of the keys {', '.join(keys)}"
+        raise ValueError(next((self.problems[key] for key in keys if key in self.problems), missing))
 
     def faults(self, kind: TaskKind, answered: bool = True, files: bool = True) -> list[str]:
         """What the record lacks that a task kind needs, in words.
@@ -133,7 +132,7 @@ class Record:
                     safe_name(name)
             except ValueError as error:
                 found.append(str(error))
-        found += [self.problems.get(f"{modality}_text") for modality in kind.modalities]
+        found += [self.problems.get(f"{modality}_text") for modality in kind.modalities if modality not in self.files]
         if kind.kind == CAPTION:
             found += self._lacking("caption", bool(self.captions) or not answered, "caption (or desc) with any words")
         elif kind.kind == OCR:
