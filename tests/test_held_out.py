@@ -108,6 +108,15 @@ def test_two_ranks_pass_over_the_same(tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=1e-4)
 
 
+def test_held_out_data_need_numbers(tmp_path, capsys):
+    tree = damaged(tmp_path)
+    tree["validation"] = {"far": {"builder": "webdataset", "shards": "pipe:true", "kind": "ti-cap"}}
+    for asked in (tree, evaluation(tree, tmp_path)):
+        for more in ([], ["--check"]):
+            assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, asked)), *more]) == 1
+            assert "validation.far: held-out samples need numbers" in capsys.readouterr().err
+
+
 # Evaluation
 
 

@@ -14,7 +14,7 @@ from chatbridge.common.batch import IGNORE
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.segments import Media, Segment, Text
 from chatbridge.conversation.tokens import TokenizedSample
-from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.datasets.shards import Shard, is_local
@@ -68,10 +68,11 @@ def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, de
     for item in _items(dataset, count, spread=True):
         found.items += 1
         try:
-            record, rng = item.record(), item.rng
-            rendered, kind = _render(dataset, record, rng)
-            if tokenizer is not None:
-                _count_tokens(found, rendered, dataset, tokenizer)
+            with one_sample:
+                record, rng = item.record(), item.rng
+                rendered, kind = _render(dataset, record, rng)
+                if tokenizer is not None:
+                    _count_tokens(found, rendered, dataset, tokenizer)
         except ValueError as error:
             found.refused.append(f"{item.name}: {error}")
             continue
@@ -94,11 +95,12 @@ def first_samples(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int 
     shown = []
     for item in _items(dataset, count, spread=False):
         try:
-            rendered, _ = _render(dataset, item.record(), item.rng)
-            if tokenizer is None:
-                shown.append({"id": rendered.id, "text": _mark_segments(rendered.segments)})
-                continue
-            tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.parts.queries)
+            with one_sample:
+                rendered, _ = _render(dataset, item.record(), item.rng)
+                if tokenizer is None:
+                    shown.append({"id": rendered.id, "text": _mark_segments(rendered.segments)})
+                    continue
+                tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.parts.queries)
         except ValueError as error:
             shown.append({"id": item.name, "text": f"cannot be rendered: {error}"})
             continue

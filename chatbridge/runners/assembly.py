@@ -88,10 +88,7 @@ class Assembly:
         """
         built = self._build(self.config.validation, open)
         for name, dataset in built.items():
-            if dataset.sequential:
-                raise ValueError(
-                    f"validation.{name}: held-out samples need numbers: take local .tar files or annotations"
-                )
+            check_numbered(name, dataset)
         return built
 
     def _build(self, section: dict[str, Any], open: bool) -> dict[str, TaskDataset]:
@@ -145,6 +142,12 @@ class Assembly:
         collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
         for dataset in self.validation().values():
             yield HeldOut(dataset, collator, rank, world, batches)
+
+
+def check_numbered(name: str, dataset: TaskDataset) -> None:
+    """Raise ValueError for a validation set that can only be read in sequence."""
+    if dataset.sequential:
+        raise ValueError(f"validation.{name}: held-out samples need numbers: local .tar files, or annotations")
 
 
 def check_batch_sizes(config: Config, world: int) -> None:

@@ -24,7 +24,7 @@ from chatbridge.models.bridge import BridgeConfig
 from chatbridge.models.chatbridge import ChatBridgeConfig
 from chatbridge.models.rehearsal import NothingTold, encoder_step, needs_numbers
 from chatbridge.processors.tokenizer import Tokenizer
-from chatbridge.runners.assembly import Assembly, check_batch_sizes
+from chatbridge.runners.assembly import Assembly, check_batch_sizes, check_numbered
 from chatbridge.runners.conditions import EvaluationConfig, check_questions
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import check_backend
@@ -133,7 +133,10 @@ def _opened(assembly: Assembly, section: str, name: str, parts: Parts) -> TaskDa
     is_open = isinstance(assembly.config.run, EvaluationConfig)
     if _awaits(assembly, f"{section}.{name}."):
         return TaskDataset(settings, name, parts, is_open, getattr(settings, "media", None))
-    return DATASETS.build(settings, name, parts, is_open)
+    dataset = DATASETS.build(settings, name, parts, is_open)
+    if section == "validation" and (is_open or assembly.config.run.validate_every):
+        check_numbered(name, dataset)
+    return dataset
 
 
 def _send_blanks(assembly: Assembly, found: Findings, where: str, dataset: TaskDataset, sent: set) -> None:
@@ -173,10 +176,6 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
         found.attempt(lambda: check_backend(run.compile))
     if run.resume not in (None, "auto"):
         found.attempt(lambda: resolve_checkpoint(run.resume))
-    if run.validate_every:
-        for name, dataset in found.datasets.items():
-            if name.startswith("validation."):
-                found.attempt(lambda d=dataset: len(d))
     found.attempt(lambda: check_sinks(run.loggers))
 
 
