@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -54,6 +55,39 @@ def write_video(
             frame.sample_rate, frame.pts = rate, 0
             container.mux(track.encode(frame))
             container.mux(track.encode(None))
+    return path
+
+
+def tracks(path: Path, sounds: list[np.ndarray | None], codec: str = "aac", **options) -> Path:
+    """A video with these sound tracks; None for one of which there is nothing but its announcement."""
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=8)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        heard = [container.add_stream(codec, rate=48000) for _ in sounds]
+        for track in heard:
+            track.layout = "mono"
+        for _ in range(8):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(video.encode(None))
+        for track, samples in zip(heard, sounds, strict=True):
+            if samples is not None:
+                frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+                frame.rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+                container.mux(track.encode(frame))
+                container.mux(track.encode(None))
+    return path
+
+
+def without_decoder(path: Path, which: int) -> Path:
+    """A sound track of an MP4 becomes one in a codec that nobody has, such as Apple's positional audio."""
+    data, at = bytearray(path.read_bytes()), 0
+    for _ in range(which + 1):
+        at = data.index(b"mp4a", at + 1)
+    data[at : at + 4] = b"apac"
+    descriptor = data.index(b"esds", at)
+    data[descriptor : descriptor + 4] = b"dapa"
+    path.write_bytes(data)
     return path
 
 

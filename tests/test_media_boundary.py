@@ -38,7 +38,7 @@ from chatbridge.processors.time_limit import within
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
 from dataset_prep.prep.media import check_media, processors
-from tests.media_files import tone
+from tests.media_files import tone, write_video
 from tests.reading_tools import TOKENIZER
 
 PROCESSORS = {
@@ -121,6 +121,12 @@ def test_names_that_no_file_has(tmp_path, name):
         with pytest.raises(MediaError) as caught:
             way(tmp_path / name if name != "." else tmp_path / "nothing")
         str(caught.value).encode()
+
+
+def test_bytes_whose_name_no_file_could_have(tmp_path):
+    data = write_video(tmp_path / "a.mp4", [0] * 4).read_bytes()
+    for name in ("a." + "x" * 300, "half.\ud83d", "a.mp4/", ""):
+        assert PROCESSORS["video"].load(Blob(name, data)).shape == (4, 3, 28, 28)
 
 
 def test_a_name_whose_bytes_are_not_utf8_is_read(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import struct
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,7 +19,7 @@ from chatbridge.inference.media import guess_modality, has_sound, without_sound
 from chatbridge.processors import AudioConfig, AudioProcessor, Blob, MediaError, VideoConfig, VideoProcessor
 from chatbridge.processors.picture_files import read_rgb
 from chatbridge.processors.sound_files import read_sound
-from tests.media_files import cut, tone, write_video, write_wav
+from tests.media_files import cut, tone, tracks, without_decoder, write_video, write_wav
 
 LEVELS = np.tile(np.array([0, 29, 76, 150, 226], np.uint8), (6, 4))
 """A picture in shades of grey."""
@@ -126,39 +125,6 @@ def test_a_title_that_is_not_utf8_in_a_sound(tmp_path, ending):
     for source in (path, Blob("for_pyav.mp4", path.read_bytes())):
         assert AudioProcessor(AudioConfig()).load(source).any()
         assert MediaLimits().check(source).kind == guess_modality(source, ("audio",)) == "audio" and has_sound(source)
-
-
-def tracks(path: Path, sounds: list[np.ndarray | None], codec: str = "aac", **options) -> Path:
-    """A video with these sound tracks; None for one of which there is nothing but its announcement."""
-    with av.open(str(path), "w", options=options) as container:
-        video = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=8)
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        heard = [container.add_stream(codec, rate=48000) for _ in sounds]
-        for track in heard:
-            track.layout = "mono"
-        for _ in range(8):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
-        container.mux(video.encode(None))
-        for track, samples in zip(heard, sounds, strict=True):
-            if samples is not None:
-                frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-                frame.rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
-                container.mux(track.encode(frame))
-                container.mux(track.encode(None))
-    return path
-
-
-def without_decoder(path: Path, which: int) -> Path:
-    """A sound track of an MP4 becomes one in a codec that nobody has, such as Apple's positional audio."""
-    data, at = bytearray(path.read_bytes()), 0
-    for _ in range(which + 1):
-        at = data.index(b"mp4a", at + 1)
-    data[at : at + 4] = b"apac"
-    descriptor = data.index(b"esds", at)
-    data[descriptor : descriptor + 4] = b"dapa"
-    path.write_bytes(data)
-    return path
 
 
 HIGH, LOW = tone(0.5, 48000, 3000.0), tone(0.5, 48000, 200.0)

@@ -10,6 +10,7 @@ import pytest
 
 from chatbridge.inference.limits import MediaLimits
 from tests.chat_tools import make_engine, write_media
+from tests.media_files import tone, tracks, without_decoder
 from tests.serving_tools import ASKED, Served, assistant, data_url, image, sound, user, video
 from tests.test_media_limits import long_video, png_header
 
@@ -81,6 +82,20 @@ def test_media_that_cannot_be_used(served, folder, part, status, message):
         assert (found, error["type"]) == (status, "invalid_request_error")
         assert message in error["message"] and str(folder) not in error["message"]
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_video_whose_sound_cannot_be_heard(served, folder):
+    """It is shown, and said so; where the sound was asked for, it is refused."""
+    without_decoder(tracks(folder / "phone.mp4", [tone(0.5, 48000)]), 0)
+    answer = served.client().chat.completions.create(**ASKED | {"messages": [user("what?", video("phone.mp4"))]})
+    problem = "has a sound track in a codec that cannot be decoded here"
+    assert answer.chatbridge["remarks"] == [f"phone.mp4 {problem}; it is shown without sound"]
+    status, error = served.post(ASKED | {"messages": [user("what?", video("phone.mp4", sound=True))]})
+    assert status == 400 and f"phone.mp4: {problem}; leave its sound out" in error["message"]
+    status, error = served.post(
+        ASKED | {"messages": [user("what?", {"type": "audio_url", "audio_url": {"url": "phone.mp4"}})]}
+    )
+    assert status == 400 and "phone.mp4: is a video and has no sound" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of
+from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of, reading
 from chatbridge.processors.filter_banks import FULL_SCALE, Clip, FilterBank, RawSounds
 from chatbridge.processors.sampling import pick, split_groups
 from chatbridge.processors.sound_files import SOUNDFILE_EXTENSIONS, read_sound
@@ -94,13 +94,14 @@ class AudioProcessor:
             if self.config.compat == "original":
                 return torch.zeros(self.shape)
             raise
-        try:
-            raw = self.raw(waveform, rate, rng)
-        except ValueError as error:
-            raise MediaError(name_of(source), str(error)) from error
-        if raw is None or (rng is not None and self.config.finish == "device"):
-            return raw
-        return raw.finished()[0]
+        with reading(source, "cannot be analysed"):
+            try:
+                raw = self.raw(waveform, rate, rng)
+            except ValueError as error:
+                raise MediaError(name_of(source), str(error)) from error
+            if raw is None or (rng is not None and self.config.finish == "device"):
+                return raw
+            return raw.finished()[0]
 
     def blank(self) -> Tensor:
         """Silence that fills every clip, put through the same pipeline (about -2.4 everywhere, not 0)."""

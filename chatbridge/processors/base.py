@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -123,7 +123,7 @@ def readable(source: Source) -> str | io.BytesIO:
     if isinstance(source, Blob):
         if not source.data:
             raise MediaError(source.name, "is empty (0 bytes)")
-        return io.BytesIO(source.data)
+        return for_decoder(source)
     try:
         found = os.stat(source)
     except FileNotFoundError:
@@ -134,11 +134,15 @@ def readable(source: Source) -> str | io.BytesIO:
     problem = irregular(found) or (None if found.st_size else "is empty (0 bytes)")
     if problem:
         raise MediaError(str(source), problem)
-    return str(source)
+    return for_decoder(source)
 
 
-@contextmanager
-def reading(source: Source, complaint: str = "cannot be read") -> Iterator[None]:
+def for_decoder(source: Source) -> str | io.BytesIO:
+    """As `readable`, of what was looked at already."""
+    return io.BytesIO(source.data) if isinstance(source, Blob) else str(source)
+
+
+class reading:  # noqa: N801 (it is used as a function would be)
     """The boundary around all that opens or decodes a medium: whatever goes wrong inside is a `MediaError`.
 
     Decoders raise anything on what they do not expect, MemoryError, RecursionError and AttributeError included, and one
@@ -151,18 +155,25 @@ def reading(source: Source, complaint: str = "cannot be read") -> Iterator[None]
     Raises:
         MediaError: naming the file and the reason.
     """
-    try:
-        yield
-    except MissingMedia:
-        raise
-    except Exception as error:
-        if _is_lfs_pointer(source):
-            raise MediaError(name_of(source), LFS_REASON) from error
-        if isinstance(error, MediaError):
-            raise
+
+    __slots__ = ("complaint", "source")
+
+    def __init__(self, source: Source, complaint: str = "cannot be read"):
+        self.source, self.complaint = source, complaint
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, MissingMedia):
+            return
+        name = name_of(self.source)
+        if _is_lfs_pointer(self.source):
+            raise MediaError(name, LFS_REASON) from error
         if isinstance(error, DocumentError):
-            raise MediaError(name_of(source), error.reason) from error
-        raise MediaError(name_of(source), f"{complaint} ({reason_of(error)})") from error
+            raise MediaError(name, error.reason) from error
+        if not isinstance(error, MediaError):
+            raise MediaError(name, f"{self.complaint} ({reason_of(error)})") from error
 
 
 def reason_of(error: Exception) -> str:

@@ -108,6 +108,8 @@ def check_whole(source: Source) -> bool:
     plain, problem = False, None
     with _opened(source) as stream:
         total = _size(stream)
+        if not total:
+            readable(source)  # says so
         head = stream.read(12)
         stream.seek(0)
         if head[4:8] in ISO_STARTS:
@@ -229,7 +231,9 @@ def _wav_problem(stream: BinaryIO, total: int) -> tuple[bool, str | None]:
 
 def _riff_parts(stream: BinaryIO, total: int, at: int) -> Iterator[tuple[bytes, int, int]]:
     """Of each part from a place on: its name, where it begins behind its header, and how long it says it is."""
-    while at + 8 <= total:
+    for _ in range(MOST_PARTS + 2):
+        if at + 8 > total:
+            return
         stream.seek(at)
         kind, size = stream.read(4), int.from_bytes(stream.read(4), "little")
         yield kind, at + 8, size

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatbridge.processors.base import MediaError, Source, name_of, readable, reading, reason_of, suffix_of
+from chatbridge.processors.base import MediaError, Source, for_decoder, name_of, reading, reason_of, suffix_of
 from chatbridge.processors.containers import (
     NO_DECODER,
     NO_SOUND,
@@ -95,7 +95,7 @@ def _read(source: Source, max_seconds: float, sixteen_bit: bool) -> tuple[Tensor
 def _with_soundfile(source: Source, max_seconds: float, sixteen_bit: bool) -> tuple[Tensor, int]:
     import soundfile
 
-    with soundfile.SoundFile(readable(source)) as file:
+    with soundfile.SoundFile(for_decoder(source)) as file:
         rate, announced, compressed = file.samplerate, file.frames, file.format == "MP3"
         if announced >= UNKNOWN_LENGTH or (announced == 0 and lacks_length(source)):
             raise ValueError("its header does not say how long it is")  # the other decoder reads it to its end
@@ -111,7 +111,7 @@ def _with_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     from av.error import FFmpegError
 
     for number in count():
-        with open_container(readable(source)) as container:
+        with open_container(for_decoder(source)) as container:
             tracks = decodable(container.streams.audio)
             if not tracks:
                 problem = NO_DECODER.format("sound") if container.streams.audio else NO_SOUND

@@ -8,6 +8,7 @@ damaged files that are read from memory, and it cannot return frames of some wid
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +43,8 @@ def read_frames(
         check = partial(check_size, name_of(source), max_pixels=max_pixels, max_side=max_side, what="has frames of")
         if not isinstance(source, Blob):
             return within(seconds, name_of(source), _read, source, readable(source), choose, check)
-        with tempfile.NamedTemporaryFile(suffix=suffix_of(source)) as file:
+        ending = suffix_of(source)
+        with tempfile.NamedTemporaryFile(suffix=ending if re.fullmatch(r"\.\w{1,8}", ending, re.ASCII) else "") as file:
             file.write(source.data)
             file.flush()
             return within(seconds, source.name, _read, source, file.name, choose, check)
