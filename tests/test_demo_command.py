@@ -131,6 +131,8 @@ def test_a_command_that_cannot_serve_says_why(tmp_path, capsys, monkeypatch):
         assert command.main(["--cfg-path", config, "--gpu-id", "-1", *wrong]) == 1
         told = capsys.readouterr().err
         assert f"error: {wrong[0]} {wrong[1]}: " in told and "Traceback" not in told
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/there")
+    assert command.parse_args(["--cfg-path", config]).root_path == "/there"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert command.main(["--cfg-path", config, "--gpu-id", "3"]) == 1

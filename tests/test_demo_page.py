@@ -158,6 +158,8 @@ def test_a_conversation_is_saved_and_loaded(engine, running, files, visitor, tmp
     other = Visitor(running)
     shown = other.do("load", handle_file(saved))
     assert shown.status == "1 turn loaded" and shown.seen == [1] and "<video" in shown.markup(0)
+    loaded = running.visitors.find(other.name)
+    assert all(Path(medium.source).is_relative_to(loaded.folder) for medium in loaded.media)
     assert other.do("regenerate").answer == visitor.do("regenerate").answer
     bad = tmp_path / "bad.json"
     bad.write_text("{not json")

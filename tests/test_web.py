@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import socket
 import threading
 import time
@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
-from chatbridge.web import connections
+from chatbridge.web import connections, listening
 from chatbridge.web.access import Access, Names
 from chatbridge.web.bodies import Bodies, NoRoom, TooLarge, too_many_values
 from chatbridge.web.entrance import Entrance
@@ -399,10 +399,13 @@ class TestListening:
             listen(host, [port])
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may listen anywhere")
-    def test_a_port_for_root(self):
-        with pytest.raises(ValueError, match="--port"):
-            listen("127.0.0.1", [1])
+    def test_a_port_for_root(self, monkeypatch):
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(listening, "_bound", refuse)
+        with pytest.raises(ValueError, match="^127.0.0.1:80: this user may not listen there; .*1024 up with --port$"):
+            listen("127.0.0.1", [80])
 
     def test_all_addresses_of_a_name_at_one_port(self):
         sockets = listen("localhost", [0])

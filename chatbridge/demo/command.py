@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -117,6 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers that are given at a time")
     limits.add_arguments(parser)
     access.add_arguments(parser)
+    parser.set_defaults(root_path=os.environ.get("GRADIO_ROOT_PATH", ""))  # where gradio's users may have set it
     return parser.parse_args(argv)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import repaired
 from chatbridge.demo.files import Store
 from chatbridge.demo.previews import Preview, preview
 from chatbridge.demo.room import NOBODY, Owner
 from chatbridge.inference import Answer, ChatSession, Engine, Exchange, GenerationSettings, Medium, Reply
-from chatbridge.processors.base import Blob, MediaError
+from chatbridge.processors.base import MediaError
 
 REFRESH = 0.06
 """Seconds between two updates of the page while an answer comes."""
@@ -242,6 +244,8 @@ class Conversation:
             try:
                 for medium in fresh[0].media:
                     limits.check(medium.source, medium.modality)
+                _put_down(fresh, folder)
+                for medium in fresh[0].media:
                     self._preview(medium, folder, previews)
             except ValueError:
                 self.store.remove(folder)
@@ -290,5 +294,18 @@ class Conversation:
         self.store.remove(self.folder)
 
 
+def _put_down(sessions: Sequence[ChatSession], folder: Path) -> None:
+    """Write media that came as bytes to files: in memory they would be in nobody's share of the room."""
+    files: dict[str, Path] = {}
+    for turn in (turn for session in sessions for turn in session.turns):
+        for number, medium in enumerate(turn.media):
+            if medium.digest not in files:
+                name = repaired(medium.name).encode()[-200:].decode(errors="ignore")
+                files[medium.digest] = folder / secrets.token_hex(8) / (name.strip(".") or "medium")
+                files[medium.digest].parent.mkdir()
+                files[medium.digest].write_bytes(medium.source.data)
+            turn.media[number] = replace(Medium.of(medium.modality, files[medium.digest]), muted=medium.muted)
+
+
 def _size(medium: Medium) -> int:
-    return len(medium.source.data) if isinstance(medium.source, Blob) else Path(medium.source).stat().st_size
+    return Path(medium.source).stat().st_size

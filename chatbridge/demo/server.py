@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import gradio.http_server
 import gradio.routes
+from gradio.http_server import INITIAL_PORT_VALUE, TRY_NUM_PORTS
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
@@ -34,8 +35,8 @@ from chatbridge.web.listening import Listener, address_of, listen
 
 logger = logging.getLogger("chatbridge")
 
-PORTS = range(7860, 7960)
-"""The first free one is taken where none is given."""
+PORTS = range(INITIAL_PORT_VALUE, INITIAL_PORT_VALUE + TRY_NUM_PORTS)
+"""The first free one is taken where none is given: gradio's, from 7860 on."""
 
 MAILBOXES = 2000
 """Pages that are told how their events go on."""

@@ -28,7 +28,8 @@ UNREAD_SECONDS, SLOWEST_READER = 60.0, 1024
 LINGER_SECONDS = 10.0
 """For the last bytes of a connection that is closed."""
 
-MOST = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+MOST = 512 if FILES == resource.RLIM_INFINITY else min(512, FILES // 2)
 """Connections at a time; files need descriptors, too."""
 
 LATE = "the request did not arrive within {:g} s"
