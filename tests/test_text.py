@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import os
 
 import pytest
 
@@ -14,6 +15,7 @@ from chatbridge.common import json_lists
 from chatbridge.common.documents import DocumentError
 from chatbridge.common.json_lists import json_entries
 from chatbridge.common.ledger import Ledger, LedgerEntry
+from chatbridge.common.logging import EventLog
 from chatbridge.conversation import Text, tokenize
 from chatbridge.datasets import AnnotationFile, Record, TaskKind
 from chatbridge.datasets.builder import one_sample
@@ -267,6 +269,35 @@ def test_a_run_goes_on_and_resumes_past_odd_text(tmp_path, task):
     assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--options", "run.stop_at=2"]) == 0
     assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
     assert not (tmp_path / "output" / "ledger.jsonl").exists()
+
+
+def test_a_run_that_ends_at_an_odd_name_says_so(tmp_path, capsys):
+    tree = tiny.make_config(tmp_path, max_steps=4)
+    tree["datasets"] = {"images": tree["datasets"]["images"]}
+    listed = json.loads((tmp_path / "media" / "images.json").read_text())
+    for entry in listed:
+        entry["image_id"] = "caf\udce9.jpg"
+    (tmp_path / "media" / "images.json").write_text(json.dumps(listed))
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 1
+    said = capsys.readouterr().err
+    assert "10 samples in a row cannot be used; the last: caf\ufffd.jpg: no such image" in said
+    events = (tmp_path / "output" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "caf\ufffd.jpg" in json.loads(events[-1])["text"]
+    EventLog(tmp_path).write(1, "failed", "caf\udce9.jpg")  # a plugin's own words
+    assert json.loads((tmp_path / "events.jsonl").read_text(encoding="utf-8"))["text"] == "caf\udce9.jpg"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "pointer"])
+def test_what_is_no_annotation_file(tmp_path, kind):
+    file = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="a.json: is a (pipe|folder|Git LFS pointer)"):
+        AnnotationFile(file)
 
 
 def test_empty_lists_in_a_configuration(tmp_path, capsys):

@@ -123,7 +123,10 @@ class EventLog:
 
     def __init__(self, folder: Path | None):
         self._lock = threading.Lock()
-        self._out = None if folder is None else (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._out = None
+        if folder is not None:  # a file that an error names need not have a name that is text
+            file = folder / "events.jsonl"
+            self._out = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, step: int, event: str, text: str) -> None:
         row = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "event": event}

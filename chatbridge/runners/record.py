@@ -88,7 +88,8 @@ def write_record(
         "config": yaml.safe_load(config),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from chatbridge.common.documents import parse_json
 from dataset_prep.prep.items import Part
 
 
@@ -37,10 +38,10 @@ class Journal:
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 try:
-                    plain = json.loads(line) if line.endswith(b"\n") else None
+                    plain = parse_json(line, self.path) if line.endswith(b"\n") else None
                 except ValueError:
                     plain = None
-                if plain is None:
+                if not isinstance(plain, dict) or (number and not isinstance(plain.get("part"), int)):
                     break
                 if number == 0:
                     differs = changed(plain.get("signature", {}), signature)
@@ -77,13 +78,7 @@ class Journal:
         with self.path.open("rb") as file:
             for number in sorted(self._offsets):
                 file.seek(self._offsets[number])
-                yield number, Part.from_plain(json.loads(file.readline()))
-
-    def part(self, number: int) -> Part:
-        """One finished part."""
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[number])
-            return Part.from_plain(json.loads(file.readline()))
+                yield number, Part.from_plain(parse_json(file.readline(), self.path))
 
     def close(self) -> None:
         self._file.close()
