@@ -16,7 +16,7 @@ class ScheduleSpan:
     """What a schedule needs to know of a run.
 
     Attributes:
-        init_lr: peak learning rate; min_lr: its floor; warmup_lr: where the warm-up starts.
+        init_lr: peak learning rate; min_lr: its floor; warmup_lr: where the warm-up starts, negative for `init_lr`.
         warmup_steps: optimiser steps from `warmup_lr` to `init_lr`.
         steps_per_epoch, total_steps: optimiser steps.
         decay_rate: factor per epoch of the step schedule.
@@ -38,8 +38,9 @@ def _warmup(span: ScheduleSpan, step: int) -> float | None:
     if step >= span.warmup_steps:
         return None
     ramp = step % span.steps_per_epoch if span.compat == "original" else step
-    rise = (span.init_lr - span.warmup_lr) * ramp / max(span.warmup_steps, 1)
-    return min(span.init_lr, span.warmup_lr + rise)
+    start = span.warmup_lr if span.warmup_lr >= 0 else span.init_lr
+    rise = (span.init_lr - start) * ramp / max(span.warmup_steps, 1)
+    return min(span.init_lr, start + rise)
 
 
 @SCHEDULES.register("linear_warmup_cosine_lr")

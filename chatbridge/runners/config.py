@@ -47,7 +47,7 @@ class TrainingConfig(DeviceConfig):
     lr_sched: str = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
     init_lr: float = key(1e-4, low=0.0, high=1e3, help="peak learning rate")
     min_lr: float = key(1e-5, low=0.0, high=1e3, help="learning rate at the end")
-    warmup_lr: float = key(1e-6, low=0.0, high=1e3, help="learning rate at the start")
+    warmup_lr: float = key(1e-6, low=-1.0, high=1e3, help="learning rate at the start; -1, LAVIS's default: init_lr")
     warmup_steps: int = key(0, low=0, unit="steps", help="length of the warm-up")
     lr_decay_rate: float = key(0.9, low=0.0, high=1.0, help="factor per epoch of linear_warmup_step_lr")
     optimizer: str = key("adamw", choices=("adamw", "muon"), help="muon: Muon on matrices, AdamW on the rest")
@@ -87,7 +87,9 @@ class TrainingConfig(DeviceConfig):
     validate_every: int = key(0, low=0, unit="steps", help="0 does not validate during training")
     validate_batches: int | None = key(None, low=1, unit="batches", help="of each validation set; null takes all")
     resume: str | None = key("auto", help="auto: the latest checkpoint of output_dir if there is one; a path; null")
-    accept_changes: list[str] = key([], help="keys that may differ from the resumed run's, e.g. run.init_lr")
+    accept_changes: list[str] = key(
+        [], help="keys that may differ from the resumed run's, e.g. run.init_lr; checkpoint: skip damaged ones"
+    )
     loggers: list[str] = key(["jsonl", "tensorboard"], choices=("jsonl", "tensorboard", "wandb"), help="sinks")
     strict: bool = key(False, help="stop at the first sample that cannot be read (train.py --strict)")
     max_bad_share: float = key(0.05, low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable")
@@ -96,6 +98,8 @@ class TrainingConfig(DeviceConfig):
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not max(self.betas) < 1:
             raise ValueError(f"betas: two numbers from 0 to below 1 are needed, found {self.betas}")
+        if -1 < self.warmup_lr < 0:
+            raise ValueError(f"warmup_lr: {self.warmup_lr} is negative; -1 starts at init_lr")
         if self.offload_frozen and self.strategy != "fsdp":
             raise ValueError("offload_frozen: layers come to the GPU one by one under strategy: fsdp only")
         if self.optimizer == "muon" and self.init_lr == 0:
