@@ -4,6 +4,7 @@
         model.safetensors   trainable tensors only, named as in the model
         trainer.pt          optimiser, scaler, counters (tensors and plain values: read with weights_only)
         config.yaml         what the run used
+        SHA256SUMS          of these files; compared whenever they are read
     output_dir/checkpoints/latest   the newest complete folder's name
     output_dir/checkpoints/best     the name of the one with the lowest validation loss, where there is validation
 
@@ -12,8 +13,9 @@ A folder is written under another name and renamed when it is whole, so that a k
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from chatbridge.common.digests import SUMS, altered, write_sums
+from chatbridge.common.documents import MISSING, DocumentError, check_file, read_text
+
+logger = logging.getLogger("chatbridge")
 
 WEIGHTS, TRAINER, CONFIG = "model.safetensors", "trainer.pt", "config.yaml"
 
@@ -67,8 +74,8 @@ def save_checkpoint(
             _point(root, name, final.name)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        before = find_latest(output_dir)
-        left = f"{before.name} is intact" if before else "there is none before it"
+        before = [folder.name for folder in older_checkpoints(output_dir)]
+        left = f"{before[0]} is intact" if before else "there is none before it"
         raise CheckpointError(f"{final}: cannot be written ({error}); {left}; make room and resume") from error
     _remove_old(root, retention or Retention())
     return final
@@ -78,9 +85,10 @@ def _write_folder(folder: Path, step: int, weights: dict[str, Tensor], trainer: 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "chatbridge", "step": str(step)})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "chatbridge", "step": str(step), "sums": SUMS})
     torch.save(trainer, folder / TRAINER)
     (folder / CONFIG).write_text(config, encoding="utf-8")
+    write_sums(folder)
     for file in (*folder.iterdir(), folder):
         _flush(file)
 
@@ -95,13 +103,34 @@ def _point(root: Path, name: str, target: str) -> None:
 
 
 def _remove_old(root: Path, retention: Retention) -> None:
-    folders = sorted(root.glob("step_*"))
-    pointers = [root / name for name in ("latest", "best") if (root / name).is_file()]
-    named = {pointer.read_text(encoding="utf-8").strip() for pointer in pointers}
-    for old in folders[: -retention.keep]:
-        milestone = retention.every and int(old.name.removeprefix("step_")) % retention.every == 0
+    try:
+        named = {_named(root, "latest"), _named(root, "best")}
+    except DocumentError:
+        return  # without knowing what they name, nothing is removed
+    for old in _folders(root)[: -retention.keep]:
+        milestone = retention.every and _step(old) % retention.every == 0
         if old.name not in named and not milestone:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _folders(root: Path) -> list[Path]:
+    """The checkpoints below a folder, oldest first; whatever else lies there is left alone."""
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _named(root: Path, pointer: str) -> str:
+    """What the file `pointer` names; empty where there is no such file. Raises DocumentError."""
+    try:
+        return read_text(root / pointer, most=1000).strip()
+    except DocumentError as error:
+        if error.reason == MISSING:
+            return ""
+        raise
 
 
 def remove_partial(output_dir: str | Path) -> list[str]:
@@ -121,13 +150,32 @@ def _flush(path: Path) -> None:
 
 
 def find_latest(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint folder below an output folder, or None."""
+    """The newest complete checkpoint folder below an output folder, or None.
+
+    Raises:
+        CheckpointError: when ``latest`` cannot be read, or names none, though there are some.
+    """
     root = Path(output_dir) / "checkpoints"
-    pointer = root / "latest"
-    if not pointer.is_file():
-        return None
-    folder = root / pointer.read_text(encoding="utf-8").strip()
-    return folder if (folder / WEIGHTS).is_file() else None
+    try:
+        name = _named(root, "latest")
+        folders = [folder for folder in _folders(root) if os.path.isfile(folder / WEIGHTS)]
+    except (OSError, DocumentError) as error:
+        raise CheckpointError(str(error)) from None
+    newest = next((folder for folder in folders if folder.name == name), None)
+    if name and newest is None and folders:
+        known = ", ".join(folder.name for folder in folders)
+        raise CheckpointError(f"{root / 'latest'}: names {name[:80]!r}, which is no checkpoint here ({known} are)")
+    # Killed between the two, a run left a folder that is whole, and no pointer yet.
+    return newest if name or not folders else folders[-1]
+
+
+def older_checkpoints(output_dir: str | Path, than: Path | None = None) -> list[Path]:
+    """Checkpoint folders below an output folder, newest first; those before `than`, where that is given."""
+    try:
+        folders = _folders(Path(output_dir) / "checkpoints")
+    except OSError:
+        return []
+    return [folder for folder in reversed(folders) if than is None or _step(folder) < _step(than)]
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -139,7 +187,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.name == WEIGHTS:
         path = path.parent
-    if (path / WEIGHTS).is_file():
+    if os.path.isfile(path / WEIGHTS):
         return path
     latest = find_latest(path)
     if latest is None:
@@ -149,24 +197,67 @@ def resolve_checkpoint(path: str | Path) -> Path:
     return latest
 
 
+def check_sums(folder: Path) -> None:
+    """Compare the files of a checkpoint folder with what was written.
+
+    Checkpoints of versions that wrote no checksums pass, and the log says so.
+
+    Raises:
+        CheckpointError: naming the file that was altered or is missing.
+    """
+    problem = sums_problem(folder)
+    if problem is None:
+        logger.info("%s: is of a version that wrote no checksums; whether it was altered is not known", folder)
+    elif problem:
+        raise CheckpointError(problem)
+
+
+def sums_problem(folder: Path, *names: str) -> str | None:
+    """What is wrong with files of a checkpoint folder (all, unless named); None where it never had checksums."""
+    problem = altered(folder, names or None)
+    if problem is None and _has_sums(folder / WEIGHTS):
+        return f"{folder / SUMS}: {MISSING}, though it was written"
+    return problem
+
+
+def _has_sums(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return (handle.metadata() or {}).get("sums") is not None
+    except Exception:  # whoever reads it will say what is wrong with it
+        return False
+
+
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder or safetensors file. Raises CheckpointError when damaged."""
     file = Path(path) if Path(path).suffix == ".safetensors" else resolve_checkpoint(path) / WEIGHTS
     try:
+        check_file(file)
         with safe_open(file, framework="pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file ({error}); restore or remove it") from None
+    except DocumentError as error:
+        raise CheckpointError(str(error)) from None
+    except Exception as error:
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file ({_reason(error)}); restore or remove it"
+        ) from None
 
 
 def load_trainer(folder: str | Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint folder."""
+    """The trainer's state of a checkpoint folder. Raises CheckpointError when it is damaged, or no such state."""
     file = Path(folder) / TRAINER
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: missing; weights alone cannot resume a run (use model.weights)") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from None
+        check_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except DocumentError as error:
+        advice = "; weights alone cannot resume a run (use model.weights)" if error.reason == MISSING else ""
+        raise CheckpointError(f"{error}{advice}") from None
+    except Exception as error:
+        raise CheckpointError(f"{file}: damaged ({_reason(error)})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: damaged (it holds no trainer's state)")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -75,9 +75,21 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     Raises:
         DocumentError: missing, not permitted, not a regular file, larger than `most`, or a Git LFS pointer.
     """
+    data = _read(path, most + 1)
+    if len(data) > most:
+        raise DocumentError(path, f"has more than the {most:,} bytes that are read whole")
+    return data
+
+
+def check_file(path: str | Path) -> None:
+    """Raise DocumentError unless a file is there, may be read, is a regular one, and no Git LFS pointer."""
+    _read(path, len(LFS_START))
+
+
+def _read(path: str | Path, count: int) -> bytes:
     try:
         with open_regular(path) as file:
-            data = file.read(most + 1)
+            data = file.read(count)
     except DocumentError:
         raise
     except FileNotFoundError:
@@ -88,8 +100,6 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
         raise DocumentError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except MemoryError:
         raise DocumentError(path, "does not fit into memory") from None
-    if len(data) > most:
-        raise DocumentError(path, f"has more than the {most:,} bytes that are read whole")
     if data.startswith(LFS_START):
         raise DocumentError(path, LFS_REASON)
     return data

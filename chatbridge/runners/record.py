@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from chatbridge.common.digests import sha256
 from chatbridge.datasets.builder import TaskDataset
 
 PACKAGES = (
@@ -40,7 +40,7 @@ def file_hashes(datasets: Mapping[str, TaskDataset]) -> dict[str, dict[str, str]
     """Dataset -> annotation (or index) file, by name -> SHA-256 of its content."""
     found: dict[str, dict[str, str]] = {}
     for name, dataset in datasets.items():
-        found[name] = {file.name: _sha256(file) for file in _annotation_files(dataset.config)}
+        found[name] = {file.name: sha256(file) for file in _annotation_files(dataset.config)}
     return found
 
 
@@ -51,18 +51,6 @@ def _annotation_files(config: Any) -> list[Path]:
     if not files and folder:
         files = [Path(folder) / "index.json"]
     return [file for file in files if file.is_file()]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def write_record(
@@ -116,13 +104,15 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def changes(before: str, now: str, hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]) -> dict[str, str]:
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]
+) -> dict[str, str]:
     """Keys of a configuration that mean something else now -> "old -> new".
 
     Args:
-        before, now: YAML. hashes_before, hashes_now: what `file_hashes` gave then and now.
+        hashes_before, hashes_now: what `file_hashes` gave then and now.
     """
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = _flat(before), _flat(now)
     found = {}
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and _meaningful(key) and not _newer_default(key, old, new):

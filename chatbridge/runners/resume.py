@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
-from chatbridge.common.checkpoint import CONFIG, find_latest, load_trainer, load_weights, resolve_checkpoint
+from chatbridge.common.checkpoint import (
+    CONFIG,
+    TRAINER,
+    CheckpointError,
+    check_sums,
+    find_latest,
+    load_trainer,
+    load_weights,
+    older_checkpoints,
+    resolve_checkpoint,
+)
+from chatbridge.common.documents import DocumentError, read_yaml
 from chatbridge.common.ledger import join_counts
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.record import changes, refuse
@@ -45,6 +58,15 @@ class Resumed:
             return self.reading[rank]["ledger"]
         return join_counts(state["ledger"] for state in self.reading) if rank == 0 else {}
 
+    @contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Inside, the state becomes that of a run; what does not fit it is a CheckpointError that names the file."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+            raise CheckpointError(f"{self.folder / TRAINER}: does not fit this run: {reason}") from error
+
 
 def find_resumable(config: TrainingConfig, text: str, hashes: Mapping[str, Any], world: int) -> Resumed | None:
     """The checkpoint that ``run.resume`` means; None to start from the beginning.
@@ -57,17 +79,91 @@ def find_resumable(config: TrainingConfig, text: str, hashes: Mapping[str, Any],
     """
     if config.resume is None:
         return None
-    folder = find_latest(config.output_dir) if config.resume == "auto" else resolve_checkpoint(config.resume)
-    if folder is None:
-        return None
-    trainer = load_trainer(folder)
-    before = (folder / CONFIG).read_text(encoding="utf-8")
-    found = changes(before, text, trainer.get("annotations", {}), hashes)
-    accepted = refuse(found, config.accept_changes, folder)
+    replaced = []
+    try:
+        folder = find_latest(config.output_dir) if config.resume == "auto" else resolve_checkpoint(config.resume)
+        if folder is None:
+            return None
+        stored = _read(folder)
+    except CheckpointError as damage:
+        if config.resume != "auto":
+            raise
+        folder, stored = _good_one(config, damage)
+        replaced = [f"checkpoint: {damage} -> {folder.name}, the newest that is good"]
+    weights, trainer, before = stored
+    found = changes(before, yaml.safe_load(text), trainer.get("annotations") or {}, hashes)
+    accepted = replaced + refuse(found, config.accept_changes, folder)
     if trainer["world"] != world:
         logger.warning(
             "%s was written by %d processes, now there are %d: the same samples make up every step, in other parts",
             folder.name, trainer["world"], world,
         )  # fmt: skip
     lanes = any(name in config.accept_changes for name in ("run.num_workers", "world"))
-    return Resumed(folder, load_weights(folder), trainer, accepted, lanes)
+    return Resumed(folder, weights, trainer, accepted, lanes)
+
+
+Stored = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
+"""Of a checkpoint: weights, trainer's state, configuration."""
+
+
+def _read(folder: Path) -> Stored:
+    """All of a checkpoint that is what was written. Raises CheckpointError."""
+    check_sums(folder)
+    trainer = load_trainer(folder)
+    problem = next((name for name, fits in STATE.items() if not fits(trainer.get(name))), None)
+    if problem is None and len(trainer["reading"]) != trainer["world"]:
+        problem = "reading"
+    if problem is not None:
+        raise CheckpointError(f"{folder / TRAINER}: damaged (its '{problem}' is missing or not what it should be)")
+    try:
+        before = read_yaml(folder / CONFIG)
+    except DocumentError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(before, dict):
+        raise CheckpointError(f"{folder / CONFIG}: is no configuration")
+    return load_weights(folder), trainer, before
+
+
+def _good_one(config: TrainingConfig, damage: CheckpointError) -> tuple[Path, Stored]:
+    """The newest checkpoint that is good, where the user agrees to do the steps since then again.
+
+    Raises:
+        CheckpointError: with the damage, and what to do.
+    """
+    for folder in older_checkpoints(config.output_dir):
+        try:
+            stored = _read(folder)
+        except CheckpointError:
+            continue
+        if DAMAGED in config.accept_changes:
+            return folder, stored
+        raise CheckpointError(
+            f"{damage}; the newest good one is {folder.name}: name '{DAMAGED}' in run.accept_changes to go on from it"
+        )
+    raise CheckpointError(f"{damage}; there is no good one: restore it, or take another run.output_dir")
+
+
+DAMAGED = "checkpoint"
+"""In ``run.accept_changes``: go on from the newest good checkpoint where the newest is damaged."""
+
+
+def _count(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and value >= least
+
+
+def _list_of(*keys: str) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and all(isinstance(one, dict) and all(key in one for key in keys) for one in value)
+    )
+
+
+def _nothing_or(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: value is None or isinstance(value, kind)
+
+
+STATE: dict[str, Callable[[Any], bool]] = {
+    "step": _count(0), "world": _count(1), "optimizers": _list_of("state", "param_groups"), "scaler": _nothing_or(dict),
+    "reading": _list_of("batches", "ledger"), "guard": _nothing_or(dict), "best": _nothing_or((list, tuple)),
+    "drawn": _nothing_or(dict), "annotations": _nothing_or(dict),
+}  # fmt: skip
+"""What a trainer's state holds; older versions wrote some of it not yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatbridge.common.checkpoint import CheckpointError, Retention, save_checkpoint
+from chatbridge.common.checkpoint import Retention, save_checkpoint
 
 logger = logging.getLogger("chatbridge")
 
@@ -47,7 +48,7 @@ class CheckpointWriter:
         self.folder, self.retention, self.background, self.told = folder, retention, background, told
         self.stood_still = self.written_in = 0.0
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: Exception | None = None
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
     def save(self, snapshot: Callable[[Callable[[Any], Any]], Snapshot]) -> None:
@@ -73,7 +74,7 @@ class CheckpointWriter:
             self._thread = None
 
     def finish(self) -> None:
-        """Wait for the last one. Raises CheckpointError when it could not be written."""
+        """Wait for the last one. Raises what kept it from being written (CheckpointError), if something did."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -85,14 +86,14 @@ class CheckpointWriter:
                 self.folder, snapshot.step, snapshot.weights, snapshot.trainer, snapshot.config, self.retention,
                 snapshot.best,
             )  # fmt: skip
-        except CheckpointError as error:
+            self.written_in = time.perf_counter() - started
+            self.told(snapshot.step, "checkpoint", f"{folder.name}, written in {self.written_in:.1f} s")
+            self._error = None
+        except Exception as error:  # whatever it is: nobody else would hear of it from a thread
             self._error = error
-            logger.error("%s", error)
-            self.told(snapshot.step, "checkpoint_failed", str(error))
-            return
-        self._error = None
-        self.written_in = time.perf_counter() - started
-        self.told(snapshot.step, "checkpoint", f"{folder.name}, written in {self.written_in:.1f} s")
+            logger.error("checkpoint of step %d: %s", snapshot.step, error, exc_info=not isinstance(error, ValueError))
+            with contextlib.suppress(OSError):  # a full disk takes no event either
+                self.told(snapshot.step, "checkpoint_failed", str(error))
 
     def _copy(self, value: Any, at: tuple[Any, ...] = ()) -> Any:
         """The same nest of values with every tensor copied into host memory that is kept for the next time."""

@@ -161,19 +161,23 @@ class TrainingRunner:
         if resumed is None:
             self.ledger.load_state_dict({"bytes": 0})  # of an attempt that ended before its first checkpoint
             return None
-        self.model.load_trainable(resumed.weights)
-        for optimizer, state in zip(self.optimizers, resumed.trainer["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(resumed.trainer["scaler"])
-        self.batches.load_state_dict(
-            [state["batches"] for state in resumed.reading], accept_new_lanes=resumed.accepts_new_lanes
-        )
-        self.ledger.load_state_dict(resumed.ledger_of(self.rank, self.world))
-        self.guard.load_state_dict(resumed.trainer.get("guard", {}))
-        best = resumed.trainer.get("best")
-        self.best = (best[0], best[1]) if best else None
-        self.drawn.update(resumed.trainer.get("drawn", {}))
+        self.model.load_trainable(resumed.weights, f"checkpoint '{resumed.folder}'")
+        with resumed.taking_over():
+            states = resumed.trainer["optimizers"]
+            if len(states) != len(self.optimizers):
+                raise ValueError(f"it is of {len(states)} optimisers, here are {len(self.optimizers)}")
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+            if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(resumed.trainer["scaler"])
+            self.batches.load_state_dict(
+                [state["batches"] for state in resumed.reading], accept_new_lanes=resumed.accepts_new_lanes
+            )
+            self.ledger.load_state_dict(resumed.ledger_of(self.rank, self.world))
+            self.guard.load_state_dict(resumed.trainer.get("guard") or {})
+            best = resumed.trainer.get("best")
+            self.best = (best[0], best[1]) if best else None
+            self.drawn.update(resumed.trainer.get("drawn") or {})
         self.step = resumed.trainer["step"]
         return resumed
 
