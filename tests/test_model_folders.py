@@ -212,3 +212,12 @@ class TestPaddingBehindTheTable:
         (folder / "added_tokens.json").write_text('{"[PAD]": 600}')
         (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 601}')
         assert load_tokenizer(folder).vocab_size == 601
+
+
+def test_a_plan_tells_of_a_damaged_tokenizer(tmp_path, capsys):
+    import train
+
+    yaml = str(tiny.write_yaml(tmp_path, tiny.make_config(tmp_path)))
+    (tmp_path / "llm" / "tokenizer.model").write_bytes(b"noise")
+    assert train.main(["--cfg-path", yaml, "--plan"]) == 1
+    assert "tokenizer.model: is not a SentencePiece model" in capsys.readouterr().out

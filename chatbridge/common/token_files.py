@@ -12,10 +12,7 @@ from typing import Any
 import sentencepiece
 
 from chatbridge.common.documents import (
-    LFS_REASON,
-    LFS_START,
     DocumentError,
-    open_regular,
     read_bytes,
     read_json,
     repaired,
@@ -90,20 +87,13 @@ def read_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
     data = read_bytes(file)
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        model.id_to_piece(list(range(model.vocab_size())))  # each must be text
         model.decode(model.encode("a b"))
     except Exception as error:
         raise DocumentError(
             file, f"is not a SentencePiece model ({' '.join(str(error).split())}); fetch it again"
         ) from None
     return model
-
-
-def check_file(file: Path) -> None:
-    """Raise DocumentError for a file that is there and no regular one, or a Git LFS pointer."""
-    if os.path.lexists(file):
-        with open_regular(file) as handle:
-            if handle.read(len(LFS_START)) == LFS_START:
-                raise DocumentError(file, LFS_REASON)
 
 
 def read_side_file(file: Path) -> dict[str, Any]:

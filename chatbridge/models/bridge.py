@@ -18,6 +18,7 @@ from chatbridge.common.raw import RawMedia, finished
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
 from chatbridge.models.perceiver import Perceiver, PerceiverConfig, unshareable
+from chatbridge.weights import WeightsError
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ class Bridge(nn.Module):
 
     def __init__(self, config: BridgeConfig, llm_width: int, shared: Bridge | None = None):
         super().__init__()
-        self.encoder = ENCODERS.build(config.encoder).requires_grad_(False).eval()
+        self.encoder = _build(config.encoder).requires_grad_(False).eval()
         self.norm = Fp32LayerNorm(self.encoder.width).requires_grad_(config.norm_trainable)
         width = config.perceiver.encoder_width or self.encoder.width
         self.encoder_width = width
@@ -155,3 +156,16 @@ def _check_shareable(config: BridgeConfig, width: int, shared: Bridge) -> None:
             f"{told}: they look at tokens of width {width} and {shared.encoder_width}; set perceiver.encoder_width to "
             "the same for both"
         )
+
+
+def _build(config: Any) -> nn.Module:
+    """The encoder of a configuration. Raises ValueError for weights that are not its own."""
+    try:
+        return ENCODERS.build(config)
+    except (RuntimeError, KeyError) as error:  # of an encoder from outside: what `load_state_dict` raises
+        if getattr(config, "weights", None) is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"encoder weights '{config.weights}' do not fit {type(config).__name__}: {reason}"
+        ) from error

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from chatbridge.weights import Source, WeightsError, empty_weights, load_language_model, on_meta, open_weights
+from chatbridge.weights import WeightsError, empty_weights, load_language_model, on_meta, open_weights
 from chatbridge.weights.files import shorten
 from chatbridge.weights.filling import check_finite
 from chatbridge.weights.language_model import read_config, read_object
@@ -70,19 +70,24 @@ def build(
     where: str | Path,
     dtype: torch.dtype,
     attention: str | None = None,
-    files: Source | None = None,
+    empty: bool = False,
+    held: int | None = None,
 ) -> nn.Module:
-    """A model of this configuration with random weights, or with parameters without memory, for `files` to fill.
+    """A model of this configuration with random weights, or (`empty`) with parameters without memory.
+
+    Args:
+        where: the configuration is from, for errors.
+        held: parameters that the files hold which are to fill it; it must not have many more.
 
     Raises:
-        WeightsError: naming `where` the configuration is from, when no model can be built by it.
+        WeightsError: when no model can be built by the configuration.
     """
     kwargs = {"dtype": dtype} | ({"attn_implementation": attention} if attention else {})
     with _told(where):
         if not on_meta():
             with torch.device("meta"):
-                _check_sizes(AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **kwargs), files)
-        with empty_weights(files is not None):
+                _check_sizes(AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **kwargs), empty, held)
+        with empty_weights(empty):
             return AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **kwargs)
 
 
@@ -92,7 +97,7 @@ def load_folder(folder: Path, dtype: torch.dtype, attention: str, random_weights
     if random_weights or on_meta():
         return build(settings, folder, dtype, attention)
     source = open_weights(folder)
-    model = build(settings, folder, dtype, attention, source)
+    model = build(settings, folder, dtype, attention, empty=True, held=source.parameters)
     model.tie_weights()  # building without memory takes shared tensors apart
     if settings.model_type in OWN_NAMES or plan_language_model(model, source, f"language model '{folder}'")[0].ok:
         load_language_model(model, source)
@@ -140,15 +145,15 @@ def _load_renamed(folder: Path, settings: PretrainedConfig, kwargs: dict[str, An
     return model
 
 
-def _check_sizes(model: nn.Module, files: Source | None) -> None:
+def _check_sizes(model: nn.Module, empty: bool, held: int | None) -> None:
     """Refuse sizes that no machine holds, or the files do not, by the model on the meta device."""
     tables = sum(buffer.nbytes for buffer in model.buffers())
-    weights = 0 if files is not None else sum(parameter.nbytes for parameter in model.parameters())
+    weights = 0 if empty else sum(parameter.nbytes for parameter in model.parameters())
     if tables > MOST_BUFFER_BYTES or weights > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise WeightsError(f"its sizes ask for {(tables + weights) / 2**30:,.0f} GiB, more than there is")
     described = sum(parameter.numel() for parameter in model.parameters())
-    if files is not None and described > 2 * files.parameters + 10**6:
-        raise WeightsError(f"config.json describes {described:,} parameters, its files hold {files.parameters:,}")
+    if held is not None and described > 2 * held + 10**6:
+        raise WeightsError(f"config.json describes {described:,} parameters, its files hold {held:,}")
 
 
 @contextmanager

@@ -79,11 +79,13 @@ class CausalLM(nn.Module):
             self.require(READING)
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig | dict[str, Any], dtype: str = "float32") -> CausalLM:
-        """Random weights, from a transformers configuration (or its dictionary with ``model_type``)."""
+    def from_config(
+        cls, config: PretrainedConfig | dict[str, Any], dtype: str = "float32", empty: bool = False
+    ) -> CausalLM:
+        """Random weights (or `empty` ones), from a transformers configuration or its dictionary with ``model_type``."""
         if isinstance(config, dict):
             config = settings_of(config, "a dictionary")
-        model = build(config, config.model_type, DTYPES[dtype])
+        model = build(config, config.model_type, DTYPES[dtype], empty=empty)
         return cls(CausalLMConfig(path="", dtype=dtype), model)
 
     def portable_config(self, path: str) -> CausalLMConfig:

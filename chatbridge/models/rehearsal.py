@@ -38,6 +38,8 @@ def encoder_step(name: str, bridge: BridgeConfig, source: str, shape: tuple[int,
     config = bridge.encoder
     if hasattr(config, "dtype"):  # autocast, which half-precision encoders use, does not exist on the meta device
         config = replace(config, dtype="float32")
+    if hasattr(config, "weights"):  # what they fill is another question
+        config = replace(config, weights=None)
     try:
         check_frames(bridge, shape[0])
         with torch.device("meta"):

@@ -240,8 +240,10 @@ def _data(plan: Plan) -> str:
     for name, count in plan.entries.items():
         lines.append(f"{name}: {'an unknown number of' if count is None else f'{count:,}'} entries")
         for sample in plan.samples.get(name, []):
-            size = f"{sample['positions']} positions, {sample['supervised']} supervised, {sample['cut']} cut"
-            lines.append(f"  {sample['id']}: {sample['text']}" + (f"  ({size})" if "positions" in sample else ""))
+            size = ""
+            if "positions" in sample:  # without a tokenizer nothing is counted
+                size = f"  ({sample['positions']} positions, {sample['supervised']} supervised, {sample['cut']} cut)"
+            lines.append(f"  {sample['id']}: {sample['text']}{size}")
         seen = plan.probes.get(name)
         if seen is not None:
             readable = seen.read - len(seen.unreadable)

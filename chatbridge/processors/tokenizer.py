@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatbridge.common.token_files import check_file, declared_tokens, read_sentencepiece, read_side_file
+from chatbridge.common.documents import check_file
+from chatbridge.common.token_files import declared_tokens, read_sentencepiece, read_side_file
 from chatbridge.common.tokenizer import Tokenizer
 
 
@@ -98,7 +99,8 @@ class HfTokenizer:
 
         folder = Path(path)
         for name in FILES:
-            check_file(folder / name)
+            if os.path.lexists(folder / name):
+                check_file(folder / name)
         declared = declared_tokens(folder)
         with _told(folder, bool(read_side_file(folder / "tokenizer_config.json").get("auto_map"))):
             self.model = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

@@ -29,6 +29,7 @@ from chatbridge.runners.conditions import EvaluationConfig, check_questions
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import check_backend
 from chatbridge.runners.worker_memory import worker_notes
+from chatbridge.weights.inspection import weight_problems
 
 TRIED = 8
 """Samples of a dataset of which one at least must be readable."""
@@ -63,7 +64,7 @@ class Findings:
 
 
 def examine(assembly: Assembly, world: int = 1, build: Callable[[], nn.Module] | None = None) -> Findings:
-    """Try every part of a run, each on its own, built as the run builds it; of the model, shapes and types only.
+    """Try every part of a run, each on its own, built as a run builds it; of model and weights, shapes and types only.
 
     A part whose files are awaited is left alone; datasets are opened even while the tokenizer is awaited.
 
@@ -74,6 +75,8 @@ def examine(assembly: Assembly, world: int = 1, build: Callable[[], nn.Module] |
     config = assembly.config
     found = Findings(awaited=[str(missing) for missing in assembly.loaded.awaited])
     found.model = found.attempt(build or (lambda: architecture(assembly)))
+    if not found.problems:
+        found.problems += weight_problems(config.model, found.model, lambda key: _awaits(assembly, key))
     if not _awaits(assembly, "tokenizer" if config.tokenizer else "model.llm"):
         found.tokenizer = found.attempt(lambda: assembly.tokenizer)
         if found.tokenizer is not None:

@@ -173,6 +173,8 @@ def read_encoder(format: str, encoder: nn.Module, source: Source) -> Reading:
         return reading
     beats_names(reading, source.tensors)
     cfg = source.extras.get("cfg")
+    if isinstance(cfg, Mapping):  # what is no plain value equals none of ours
+        cfg = {k: v if isinstance(v, (bool, int, float, str)) else type(v).__name__ for k, v in cfg.items()}
     reading.format += ", fine-tuned" if reading.ignored else ""
     if isinstance(cfg, Mapping):
         theirs = beats_settings(cfg)

@@ -7,20 +7,21 @@ model can be filled while the host holds little more than one window of the file
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from chatbridge.common.checkpoint import CheckpointError, resolve_checkpoint
+from chatbridge.common.checkpoint import WEIGHTS, CheckpointError, resolve_checkpoint, sums_problem
+from chatbridge.common.documents import MISSING, DocumentError, check_file, read_json, repaired
+from chatbridge.weights.containers import Damaged, check_header, check_zip, is_zip, load_pickled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The precisions that a configuration can name."""
@@ -61,7 +62,7 @@ class Source:
     def of(cls, state: Mapping[str, Any], where: str = "state dict") -> Source:
         """Tensors that are in memory already."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        return cls(Path(where), {n: _meta(t) for n, t in tensors.items()}, _state=tensors)
+        return cls(Path(where), {n: _meta(n, t) for n, t in tensors.items()}, _state=tensors)
 
     @property
     def bytes(self) -> int:
@@ -90,9 +91,8 @@ class Source:
                     for name in window:
                         yield name, handle.get_tensor(name)
             return
-        mapped = zipfile.is_zipfile(file)
-        for window in self._split(names) if mapped else [names]:
-            state, _ = _unwrap(_load(file, mapped))
+        for window in self._split(names) if is_zip(file) else [names]:
+            state, _ = _unwrap(load_pickled(file))
             for name in window:
                 yield name, state.pop(name)
 
@@ -109,56 +109,64 @@ class Source:
             yield window
 
 
-def open_weights(path: str | Path) -> Source:
+def open_weights(path: str | Path, whole: bool = True) -> Source:
     """Open a weight file, a folder of shards, or a checkpoint folder of this project, and check that it is whole.
 
-    PyTorch's zip files are read through once to compare their checksums; safetensors carry none.
+    PyTorch's zip files and checkpoints of this project are read through once to compare their checksums; other
+    safetensors carry none.
+
+    Args:
+        whole: compare checksums; False looks at names and shapes alone, and is quick.
 
     Raises:
         WeightsError: naming the file, when it is missing, cannot be read, is cut or altered, or would run code.
     """
     path = Path(path).expanduser()
     try:
-        if path.is_dir():
-            return _open_folder(path)
-        if not path.is_file():
-            raise WeightsError(f"weights '{path}' do not exist; download them or correct the path")
+        return _open_folder(path, whole) if os.path.isdir(path) else _open_file(path, whole)
     except PermissionError:
         raise WeightsError(_no_permission(path)) from None
-    return _open_file(path)
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, whole: bool) -> Source:
+    try:
+        check_file(path)
+    except DocumentError as error:
+        if error.reason == MISSING:
+            raise WeightsError(f"weights '{path}' do not exist; download them or correct the path") from None
+        raise WeightsError(f"cannot read weights '{path}': {error.reason}") from None
     if path.suffix == ".safetensors":
-        tensors, container = dict(guarded(path, lambda: _safetensors_shapes(path))), "safetensors"
-        return Source(path, tensors, {}, container, dict.fromkeys(tensors, path))
-    mapped, payload = next(iter(guarded(path, lambda: _torch_payload(path))))
+        tensors, container, extras = dict(guarded(path, lambda: _safetensors_shapes(path, whole))), "safetensors", {}
+    else:
+        container = "torch" if is_zip(path) else "torch, legacy"
+        tensors, extras = next(iter(guarded(path, lambda: _torch_shapes(path, whole))))
+    return Source(path, tensors, extras, container, dict.fromkeys(tensors, path))
+
+
+def _torch_shapes(path: Path, whole: bool) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    if is_zip(path):
+        check_zip(path, whole)
+    payload = load_pickled(path)
     if not isinstance(payload, dict):
         raise WeightsError(f"weights '{path}' hold a {type(payload).__name__}, not a dictionary of tensors")
     state, extras = _unwrap(payload)
-    tensors = {name: _meta(tensor) for name, tensor in state.items()}
-    return Source(path, tensors, extras, "torch" if mapped else "torch, legacy", dict.fromkeys(tensors, path))
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("its tensors have no content")
+    yield {name: _meta(name, tensor) for name, tensor in state.items()}, extras
 
 
-def _torch_payload(path: Path) -> Iterator[tuple[bool, Any]]:
-    mapped = zipfile.is_zipfile(path)
-    if mapped:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise WeightsError(f"weights '{path}' are damaged: the checksum of '{bad}' is wrong; download them again")
-    yield mapped, _load(path, mapped)
-
-
-def _load(path: Path, mapped: bool) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _safetensors_shapes(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _safetensors_shapes(path: Path, whole: bool) -> Iterator[tuple[str, Tensor]]:
+    check_header(path)
+    problem = whole and path.name == WEIGHTS and sums_problem(path.parent, WEIGHTS)
+    if problem:
+        raise Damaged(problem)
     with safe_open(path, framework="pt") as handle:
         for name in handle.keys():  # noqa: SIM118
             part = handle.get_slice(name)
-            yield name, torch.empty(part.get_shape(), dtype=_SAFETENSORS_DTYPES[part.get_dtype()], device="meta")
+            dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise ValueError(f"tensor '{name}' is of type {part.get_dtype()}, which no weights here are")
+            yield name, torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
 _SAFETENSORS_DTYPES = {
@@ -168,7 +176,9 @@ _SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
-def _meta(tensor: Tensor) -> Tensor:
+def _meta(name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise ValueError(f"tensor '{name}' is sparse or quantised, and no weights here are")
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
@@ -181,17 +191,17 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
             extras = {name: value for name, value in payload.items() if name != key}
             payload = inner
             break
-    state = {str(name): value for name, value in payload.items() if isinstance(value, Tensor)}
-    return state, extras | {str(n): v for n, v in payload.items() if not isinstance(v, Tensor)}
+    state = {repaired(str(name)): value for name, value in payload.items() if isinstance(value, Tensor)}
+    return state, extras | {repaired(str(n)): v for n, v in payload.items() if not isinstance(v, Tensor)}
 
 
-def _open_folder(folder: Path) -> Source:
+def _open_folder(folder: Path, whole: bool) -> Source:
     for name in INDEXES:
-        if (folder / name).is_file():
-            return _open_shards(folder, folder / name)
+        if os.path.isfile(folder / name):
+            return _open_shards(folder, folder / name, whole)
     for name in SINGLE:
-        if (folder / name).is_file():
-            return _open_file(folder / name)
+        if os.path.isfile(folder / name):
+            return _open_file(folder / name, whole)
     next(folder.iterdir(), None)  # a folder that may not be listed says so, rather than that it is empty
     loose = sorted(p.name for p in folder.glob("*-of-*") if p.suffix in (".bin", ".safetensors"))
     if loose:
@@ -202,23 +212,23 @@ def _open_folder(folder: Path) -> Source:
             f"folder '{folder}' holds LLaMA in Meta's own layout; convert it with transformers' LLaMA conversion first"
         )
     try:
-        return _open_file(resolve_checkpoint(folder) / "model.safetensors")
+        return _open_file(resolve_checkpoint(folder) / WEIGHTS, whole)
     except CheckpointError:
         looked = ", ".join((*SINGLE, *INDEXES))
         raise WeightsError(f"folder '{folder}' holds no weights; looked for {looked} and checkpoints/latest") from None
 
 
-def _open_shards(folder: Path, index: Path) -> Source:
+def _open_shards(folder: Path, index: Path, whole: bool) -> Source:
     """The shards of an index, every claim of which is compared with the files."""
     weight_map = _weight_map(index)
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing:
         raise WeightsError(
             f"folder '{folder}' lacks {len(missing)} of the {len(names)} shards of its index: {shorten(missing)}; "
             "fetch them too"
         )
-    shards = {name: _open_file(folder / name) for name in names}
+    shards = {name: _open_file(folder / name, whole) for name in names}
     tensors: dict[str, Tensor] = {}
     lies = []
     for name, file in weight_map.items():
@@ -236,17 +246,15 @@ def _open_shards(folder: Path, index: Path) -> Source:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"index '{index}' is not a JSON object with a weight_map ({error!r}); fetch it again"
-        ) from None
-    except OSError as error:
-        raise WeightsError(f"cannot read index '{index}': {error.strerror}") from None
-    if not files:
+        plain = read_json(index)
+    except DocumentError as error:
+        raise WeightsError(f"index '{index}' {error.reason}; fetch it again") from None
+    weight_map = plain.get("weight_map") if isinstance(plain, dict) else None
+    if not isinstance(weight_map, dict):
+        raise WeightsError(f"index '{index}' is not a JSON object with a weight_map; fetch it again")
+    if not weight_map:
         raise WeightsError(f"index '{index}' lists no tensors; fetch it again")
-    outside = sorted(str(f) for f in files if not isinstance(f, str) or Path(f).name != f)
+    outside = sorted({str(f) for f in weight_map.values() if not isinstance(f, str) or Path(f).name != f})
     if outside:
         raise WeightsError(f"index '{index}' names files outside its folder: {shorten(outside)}")
     return weight_map
@@ -263,10 +271,12 @@ def guarded(path: Path, read: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         raise
     except PermissionError:
         raise WeightsError(_no_permission(path)) from None
+    except Damaged as error:
+        raise WeightsError(f"weights '{path}' are damaged: {error}") from None
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # damage makes readers raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise WeightsError(f"cannot read weights '{path}': {reason}; is the download complete?") from None
 
 
@@ -285,7 +295,7 @@ def _no_permission(path: Path) -> str:
 
 
 def shorten(names: Iterable[str], most: int = 12) -> str:
-    """The names, or the first `most` of them and how many more there are."""
+    """The names, or the first `most` of them and how many more there are; in one line whatever they are."""
     names = list(names)
     more = f", ... and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(" ".join(name.split())[:200] for name in names[:most]) + more

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from chatbridge.common.checkpoint import resolve_checkpoint
-from chatbridge.common.registry import MODELS
+from chatbridge.common.documents import read_yaml
+from chatbridge.common.registry import ENCODERS, MODELS
 from chatbridge.common.schema import Binder, ConfigError
 from chatbridge.weights.coverage import Coverage
 from chatbridge.weights.files import Source, WeightsError, open_weights
@@ -22,7 +25,9 @@ from chatbridge.weights.readers import Plan, plan_checkpoint, plan_encoder, plan
 from chatbridge.weights.reference import published_encoder, published_language_model, published_model
 
 
-def inspect(path: str | Path, model: nn.Module | None = None, part: nn.Module | None = None) -> Coverage:
+def inspect(
+    path: str | Path, model: nn.Module | None = None, part: nn.Module | None = None, whole: bool = True
+) -> Coverage:
     """What a file or folder is and how far it fills `model` (None: the published architecture). Nothing is loaded.
 
     Never raises for a bad file: what is wrong stands under `Coverage.problems`.
@@ -30,14 +35,15 @@ def inspect(path: str | Path, model: nn.Module | None = None, part: nn.Module | 
     Args:
         part: the part of `model` that the file has to be for (an encoder, the transformers model, or `model` itself
             for a checkpoint); None takes the part that the file is made for.
+        whole: look at every value, too, and compare checksums.
     """
     path = Path(path).expanduser()
     try:
         if part is None and path.is_dir() and is_pretrained(path):
             return inspect_pretrained(path)
-        source = open_weights(path)
+        source = open_weights(path, whole)
         coverage, reading, source, _ = _plan(path, source, model, part)
-        if coverage.ok:
+        if coverage.ok and whole:
             for _ in checked(reading, source, f"'{path}'"):
                 pass
     except ConfigError as error:
@@ -55,14 +61,46 @@ def inspect_config(config: Any) -> list[tuple[str, Coverage]]:
     """
     with torch.device("meta"):
         model = MODELS.build(config)
-    parts: list[tuple[str, str | None, nn.Module]] = []
-    if not getattr(config.llm, "random_weights", False):
-        parts.append(("llm.path", getattr(config.llm, "path", None), model.llm.model))
+    found = []
+    language = getattr(config.llm, "path", None)
+    if language and not getattr(config.llm, "random_weights", False):
+        found.append(("llm.path", inspect(language, model, model.llm.model)))
     for name, bridge in config.bridges.items():
-        encoder = model.bridges[name].encoder
-        parts.append((f"bridges.{name}.encoder.weights", getattr(bridge.encoder, "weights", None), encoder))
-    parts += [(f"weights[{i}]", path, model) for i, path in enumerate(config.weights)]
-    return [(key, inspect(path, model, part)) for key, path, part in parts if path]
+        if getattr(bridge.encoder, "weights", None):
+            found.append((f"bridges.{name}.encoder.weights", _inspect_encoder(bridge.encoder, whole=True)))
+    return found + [(f"weights[{i}]", inspect(path, model, model)) for i, path in enumerate(config.weights)]
+
+
+def weight_problems(config: Any, model: nn.Module | None, awaited: Callable[[str], bool]) -> list[str]:
+    """What keeps the files that a ``model:`` section names from filling their parts, by names and shapes alone.
+
+    Args:
+        model: of this section, on the meta device; without it checkpoints are left alone.
+        awaited: whether something is not there yet whose key begins so.
+    """
+    found = []
+    for name, bridge in getattr(config, "bridges", {}).items():
+        key = f"model.bridges.{name}.encoder.weights"
+        if getattr(bridge.encoder, "weights", None) and not awaited(key):
+            found.append((key, _inspect_encoder(bridge.encoder, whole=False)))
+    if model is not None and not awaited("model."):
+        for i, path in enumerate(getattr(config, "weights", [])):
+            found.append((f"model.weights[{i}]", inspect(path, model, model, whole=False)))
+    return [f"{key}: {coverage.complaint}" for key, coverage in found if not coverage.ok]
+
+
+def _inspect_encoder(config: Any, whole: bool) -> Coverage:
+    """The weights of an encoder. Only one from outside the package knows how it reads them: it is built."""
+    with torch.device("meta"):
+        encoder = ENCODERS.build(replace(config, weights=None))
+    if hasattr(encoder, "published_format"):
+        return inspect(config.weights, None, encoder, whole)
+    coverage = Coverage(str(config.weights), "for an encoder from outside the package", "encoder")
+    try:
+        ENCODERS.build(config)
+    except Exception as error:
+        coverage.problems.append(f"'{config.weights}': {' '.join(str(error).split()) or type(error).__name__}")
+    return coverage
 
 
 def _plan(path: Path, source: Source, model: nn.Module | None, part: nn.Module | None) -> Plan:
@@ -106,21 +144,26 @@ def _own_model(path: Path) -> nn.Module:
     """The model that the config.yaml beside a checkpoint describes."""
     file = resolve_checkpoint(path) / "config.yaml"
     advice = f"'{path}' is a checkpoint of this project; name its configuration (--cfg-path)"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise WeightsError(advice)
-    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    binder = Binder(str(file), file.parent)  # weights that are no longer there do not matter
-    config = binder.component(MODELS, "arch", tree.get("model"), "model", usual="chatbridge")
-    if binder.problems:
-        raise WeightsError(f"{advice}: {binder.problems[0]}")
-    with torch.device("meta"):
-        return MODELS.build(config)
+    try:
+        tree = read_yaml(file)
+        if not isinstance(tree, dict):
+            raise WeightsError(f"{file}: is no configuration")
+        binder = Binder(str(file), file.parent)  # weights that are no longer there do not matter
+        config = binder.component(MODELS, "arch", tree.get("model"), "model", usual="chatbridge")
+        if binder.problems:
+            raise WeightsError(binder.problems[0])
+        with torch.device("meta"):
+            return MODELS.build(config)
+    except Exception as error:  # of a configuration of others
+        raise WeightsError(f"{advice}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def _beside(folder: Path, source: Source) -> list[str]:
     """What is wrong with the tokenizer in a language model's folder."""
     table = source.tensors.get("model.embed_tokens.weight")
-    if table is None or not folder.is_dir():
+    if table is None or table.dim() != 2 or not folder.is_dir():
         return []
     problems = []
     told = read_config(folder).get("vocab_size")

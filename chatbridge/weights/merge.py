@@ -61,6 +61,8 @@ def check_delta(base: Path, bases: Source, delta: Path, deltas: Source) -> None:
     for what, source in ((f"base '{base}'", bases), (f"delta '{delta}'", deltas)):
         if detect(source.tensors) != "llama":
             raise WeightsError(wrong_slot(what, detect(source.tensors), "language model"))
+        if source.tensors.get(VOCABULARY[0], torch.empty(0)).dim() != 2:
+            raise WeightsError(f"{what} has no table of embeddings ({VOCABULARY[0]})")
     ours, theirs = read_config(base), read_config(delta)
     other = [f"{k} {ours.get(k)} and {theirs.get(k)}" for k in ARCHITECTURE if ours.get(k) != theirs.get(k)]
     if other:

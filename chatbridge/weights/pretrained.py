@@ -7,7 +7,6 @@ llm/                            the language model's configuration and its token
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
+from chatbridge.common.digests import sha256
 from chatbridge.common.documents import DocumentError, open_regular
 from chatbridge.common.registry import MODELS, PROCESSORS
 from chatbridge.common.schema import Binder, ConfigError, key, to_plain
@@ -221,19 +221,6 @@ def check_files(folder: Path) -> None:
             raise WeightsError(f"'{file}' has {size:,} bytes and not {told.get('bytes')}; fetch it again")
         if sha256(file) != told.get("sha256"):
             raise WeightsError(f"'{file}' was altered: its SHA-256 is not that of config.json; fetch it again")
-
-
-def sha256(file: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(handle)
-
-
-def _digest(handle: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := handle.read(2**20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _portable(model: nn.Module) -> Any:

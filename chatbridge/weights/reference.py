@@ -40,8 +40,7 @@ def published_encoder(slot: str) -> nn.Module:
 
 def published_language_model(settings: dict | None = None) -> nn.Module:
     """The language model of a config.json (None: Vicuna-13B v0), in half precision."""
-    with empty_weights():
-        language = LLMS.get("causal_lm").target.from_config(dict(settings or VICUNA), "float16")
+    language = LLMS.get("causal_lm").target.from_config(dict(settings or VICUNA), "float16", empty=True)
     language.model.tie_weights()  # building without memory takes shared tensors apart
     return language
 
@@ -49,6 +48,7 @@ def published_language_model(settings: dict | None = None) -> nn.Module:
 def published_model(tensors: dict[str, Tensor] | None = None) -> nn.Module:
     """ChatBridge-13B; the vocabulary and the number of temporal embeddings are those that a file's tensors show."""
     shapes = {name.removeprefix("module."): tensor.shape for name, tensor in (tensors or {}).items()}
+    shapes = {name: shape for name, shape in shapes.items() if len(shape) > 1 and max(shape) < 10**6}
     table = shapes.get("llama_model.model.embed_tokens.weight")
     config = bind(MODELS.get("chatbridge").config, {**MODEL, "llm": {"path": ".", "random_weights": True}})
     for bridge, name in (("vision", "visual_temporal_pos_embeds"), ("audio", "audio_temporal_pos_embeds")):
