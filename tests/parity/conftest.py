@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
@@ -69,11 +70,15 @@ def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("golden")
     if marker is None or "case" not in metafunc.fixturenames:
         return
+    from tests.parity.derived import derived_cases  # which builds upon these cases
+
     folder = _folder(metafunc.config)
     names = sorted({p.stem for glob in marker.args for p in folder.glob(f"{glob}.json")})
     if not names and folder == DEFAULT_DIR:
         raise pytest.UsageError(f"no golden case matches {marker.args} in {folder}")
-    metafunc.parametrize("case", [Case(folder, name) for name in names], ids=names)
+    cases = [Case(folder, name) for name in names]
+    cases += [case for case in derived_cases(folder) if any(fnmatch(case.name, glob) for glob in marker.args)]
+    metafunc.parametrize("case", cases, ids=[case.name for case in cases])
 
 
 @pytest.fixture(scope="session")

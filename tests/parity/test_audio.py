@@ -37,7 +37,7 @@ def test_raw_features(case):
 
 @pytest.mark.golden("audio_[!mt]*")
 def test_resampling(case):
-    expected = case.outputs.get("resampled", case.inputs["waveform"])  # stored where the rate was not 16 kHz
+    expected = case.outputs.get("resampled", case.inputs["waveform"])[:1]  # stored where the rate was not 16 kHz
     ours = processor(case)._prepare(case.inputs["waveform"], case.info["config"]["sample_rate"]) / 2.0**15
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
