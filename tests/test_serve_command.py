@@ -46,7 +46,7 @@ class Process:
             torch.set_num_threads(1)
             server.LEFT_TO_END = 1.0
             step = CausalLM.step
-            CausalLM.step = lambda *given: time.sleep(seconds) or step(*given)
+            CausalLM.step = lambda *given, **named: time.sleep(seconds) or step(*given, **named)
             status = 99
             try:
                 status = serve.main(arguments)
@@ -61,7 +61,7 @@ class Process:
         os.kill(self.process.pid, number)
 
     def status(self):
-        self.process.join(30)
+        self.process.join(PATIENCE)
         return self.process.exitcode
 
     def text(self):
