@@ -281,7 +281,7 @@ def test_a_large_jpeg_has_a_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_files, "AT_ONCE_PIXELS", 100)
     Image.fromarray(np.zeros((11, 11, 3), np.uint8)).save(tmp_path / "a.jpg")
     PROCESSORS["image"].load(tmp_path / "a.jpg", random.Random(0))
-    assert asked == [15.0]
+    assert asked == [60.0]
 
 
 def test_an_interrupted_wait_leaves_nothing_to_the_next(monkeypatch):

@@ -108,7 +108,9 @@ def test_progressive_scans_are_counted():
             assert count_scans(progressive(scans, hidden)) == min(scans, MAX_SCANS + 1)
     data = progressive(20)
     assert count_scans(data + b"\xff\xda\x00\x02" * 500) == 20, "a film behind a picture is not part of it"
-    assert count_scans(b"\xff\xda" * 500) == 0 and scans_problem(b"") is None
+    assert count_scans(b"\xff\xda" * 500) == 0 and scans_problem(b"", 1) is None
+    assert scans_problem(progressive(20), 80_000_000) is None
+    assert scans_problem(progressive(21), 80_000_000).startswith("has more than 20 progressive scans")
 
 
 def test_too_many_scans_are_refused_undecoded(monkeypatch, tmp_path):

@@ -144,7 +144,8 @@ class MediaLimits:
             raise MediaError(name, f"is a damaged picture ({reason_of(error)})") from error
         self._check_pixels(name, width, height)
         if kind in ("JPEG", "MPO"):
-            problem = scans_problem(source.data if isinstance(source, Blob) else Path(source).read_bytes())
+            data = source.data if isinstance(source, Blob) else Path(source).read_bytes()
+            problem = scans_problem(data, width * height)
             if problem:
                 raise LimitExceeded(name, f"{problem}; save it anew")
         return Contents(kind="image", pixels=width * height)

@@ -16,7 +16,7 @@ from chatbridge.processors.base import Blob, MediaError, Source, is_folder, name
 from chatbridge.processors.containers import NO_SOUND, open_container, pictures, sound_problem
 from chatbridge.processors.time_limit import within
 
-LOOK_SECONDS = 15.0
+LOOK_SECONDS = 30.0
 """That finding out what a file holds may take: its headers, the times of its packets, the beginning of its sound."""
 
 _BLOCK = 2**20

@@ -19,8 +19,9 @@ FRAMES = (0xC0, 0xC1, 0xC2)
 START, END = b"\xff\xd8", b"\xff\xd9"
 """Markers that a file begins and ends with."""
 
-MAX_SCANS = 100
-"""Of a progressive picture; encoders write about ten. Each costs as much as the whole picture, and needs few bytes."""
+MAX_SCANS, MOST_SCANNED = 100, 1_600_000_000
+"""Of a progressive picture: scans, and pixels of all scans (20 of the largest picture). Encoders write about ten; each
+costs as much as the whole picture, and needs few bytes."""
 
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(b"\xff+[^\x00\x01\xd0-\xd7\xff]")
@@ -88,11 +89,12 @@ def count_scans(data: bytes | memoryview) -> int:
     return scans
 
 
-def scans_problem(data: bytes | memoryview) -> str | None:
+def scans_problem(data: bytes | memoryview, pixels: int) -> str | None:
     """Why a JPEG would take far longer than its size tells, in words for an error; None for any other file."""
-    if count_scans(data) <= MAX_SCANS:
+    most = max(1, min(MAX_SCANS, MOST_SCANNED // max(1, pixels)))
+    if count_scans(data) <= most:
         return None
-    return f"has more than {MAX_SCANS} progressive scans, each of which is a whole picture to decode"
+    return f"has more than {most} progressive scans, each of which is a whole picture to decode"
 
 
 def _pairs(data: bytes | memoryview, first: int, second: int) -> int:

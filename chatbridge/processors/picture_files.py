@@ -105,11 +105,13 @@ class _Picture:
         return self.header.width * self.header.height * scans <= AT_ONCE_PIXELS
 
     def decoded(self) -> np.ndarray:
-        if self.header is not None:
-            self._check(self.header.width, self.header.height)
-        problem = None if self.header is not None and self.header.plain else scans_problem(self.data)
-        if problem:
-            raise MediaError(name_of(self.source), problem)
+        header = self.header
+        if header is not None:
+            self._check(header.width, header.height)
+        if header is None or not header.plain:
+            problem = scans_problem(self.data, header.width * header.height if header else 0)
+            if problem:
+                raise MediaError(name_of(self.source), problem)
         pixels = self._decoded_plainly()
         return self._decoded_by_pillow() if pixels is None else pixels
 

@@ -18,8 +18,8 @@ from chatbridge.processors.base import MediaError
 READ_SECONDS = 120.0
 """What is allowed by default for videos and sounds: long ones from slow disks take some seconds."""
 
-PICTURE_SECONDS = 15.0
-"""The same for pictures: as large as they may be, they take two or three."""
+PICTURE_SECONDS = 60.0
+"""The same for pictures: as large as they may be, they take two or three, and more where others want the processor."""
 
 AT_ONCE_PIXELS = 4_000_000
 """A JPEG of so many pixels, each counted as often as there are scans, takes some hundredths of a second."""
