@@ -63,9 +63,10 @@ def _plain(llm: Any, ids_1L: Tensor) -> Tensor:
 
 
 def _alike(pairs: Pairs, llm: Any) -> bool:
-    """Kernels differ with shapes by rounding, faulty logits by as much as the logits themselves."""
-    tolerance = 0.1 if llm.dtype.itemsize < 4 else 2e-3
-    return all(a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in pairs)
+    """Kernels differ with shapes by rounding (and, in half precision, an expert may be another now and then); faulty
+    logits are others by as much as they are."""
+    tolerance = 0.15 if llm.dtype.itemsize < 4 else 2e-3
+    return all(a.shape == b.shape and bool((a - b).norm() <= tolerance * a.norm()) for a, b in pairs)
 
 
 def _read(llm: Any, samples: Sequence[Tensor], plain: list[Tensor]) -> Pairs:
