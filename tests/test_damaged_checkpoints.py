@@ -188,6 +188,15 @@ def test_a_pointer_to_nothing_starts_no_run_anew(run, text):
     assert status == 1 and "latest: names" in line and "the newest good one is step_00000004" in line
 
 
+def test_nor_does_one_to_a_folder_that_has_lost_its_weights(run):
+    checkpoints, go_on = run
+    for folder in checkpoints.glob("step_*"):
+        (folder / "model.safetensors").unlink()
+    status, said = go_on()
+    (line,) = errors(said)
+    assert status == 1 and "latest: names 'step_00000004', which is no checkpoint to be read; there: none" in line
+
+
 def test_killed_before_the_pointer_was_written_it_goes_on(run):
     checkpoints, go_on = run
     (checkpoints / "latest").unlink()

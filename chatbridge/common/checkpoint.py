@@ -153,7 +153,7 @@ def find_latest(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint folder below an output folder, or None.
 
     Raises:
-        CheckpointError: when ``latest`` cannot be read, or names none, though there are some.
+        CheckpointError: when ``latest`` cannot be read, or names none.
     """
     root = Path(output_dir) / "checkpoints"
     try:
@@ -161,12 +161,15 @@ def find_latest(output_dir: str | Path) -> Path | None:
         folders = [folder for folder in _folders(root) if os.path.isfile(folder / WEIGHTS)]
     except (OSError, DocumentError) as error:
         raise CheckpointError(str(error)) from None
+    if not name:  # killed between the two, a run left a folder that is whole, and no pointer yet
+        return folders[-1] if folders else None
     newest = next((folder for folder in folders if folder.name == name), None)
-    if name and newest is None and folders:
-        known = ", ".join(folder.name for folder in folders)
-        raise CheckpointError(f"{root / 'latest'}: names {name[:80]!r}, which is no checkpoint here ({known} are)")
-    # Killed between the two, a run left a folder that is whole, and no pointer yet.
-    return newest if name or not folders else folders[-1]
+    if newest is None:
+        known = ", ".join(folder.name for folder in folders) or "none"
+        raise CheckpointError(
+            f"{root / 'latest'}: names {name[:80]!r}, which is no checkpoint to be read; there: {known}"
+        )
+    return newest
 
 
 def older_checkpoints(output_dir: str | Path, than: Path | None = None) -> list[Path]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 import chatbridge
 from chatbridge.common.config import LoadedConfig
+from chatbridge.common.documents import DocumentError, read_yaml
 from chatbridge.common.registry import nearest
 from chatbridge.inference.engine import load_for_chat, pick_device
 from chatbridge.inference.media import Shown, as_source
@@ -142,8 +142,8 @@ def _reader(processor: Any, training: bool) -> Callable[[Shown], Tensor]:
 def _architecture(file: Path) -> str | None:
     """The architecture that a YAML names; None for one that describes no model."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = read_yaml(file)
+    except DocumentError:
         return None
     model = tree.get("model") if isinstance(tree, dict) else None
     return str(model.get("arch", _USUAL_ARCHITECTURE)) if isinstance(model, dict) else None

@@ -16,9 +16,10 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
+from chatbridge.common.digests import sha256 as digest_of
+from chatbridge.common.documents import DocumentError, read_json
 from chatbridge.weights.files import WeightsError
 from chatbridge.weights.manifest import Entry
-from chatbridge.weights.pretrained import sha256 as digest_of
 
 CHUNK = 2**20
 
@@ -133,10 +134,20 @@ def _note(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
+def _tag(part: Path) -> str | None:
+    """What the server called the version that has arrived in part; None where that is not known."""
+    try:
+        note = read_json(_note(part))
+    except DocumentError:
+        return None
+    tag = note.get("tag") if isinstance(note, dict) else None
+    return tag if isinstance(tag, str) else None
+
+
 def _go_on(url: str, part: Path, size: int | None) -> int:
     """One connection: what is still missing is appended. Returns the whole size; raises when the stream breaks."""
     have = part.stat().st_size if part.exists() else 0
-    tag = json.loads(_note(part).read_text()).get("tag") if have and _note(part).exists() else None
+    tag = _tag(part) if have else None
     request = urllib.request.Request(url)
     if have and tag:
         request.add_header("Range", f"bytes={have}-")
