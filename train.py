@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.logging import setup_logging
@@ -38,6 +40,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _ran_out_of_memory(error: Exception) -> bool:
+    # What PyTorch raises on CPU has no class of its own.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     main_process = int(os.environ.get("RANK", "0")) == 0
@@ -59,8 +66,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             raise
         if main_process:
-            for line in str(error).splitlines():
+            for line in str(error).splitlines() or [type(error).__name__]:
                 print(f"error: {line}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if args.debug or not _ran_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["MemoryError"])[0]
+        print(
+            f"error: memory has run out ({reason}); take smaller batches; --plan tells what a run needs",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

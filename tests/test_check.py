@@ -91,6 +91,7 @@ WRONG = [
     ({"run.init_lr": float("nan")}, "run.init_lr: nan is not a finite number"),
     ({"run.init_lr": 1e308}, "run.init_lr: 1e+308 is above"),
     ({"run.hang_seconds": 1e300}, "run.hang_seconds: 1e+300 is above"),
+    ({"run.hang_seconds": 1e-6}, "hang_seconds: 1e-06 s is less than a step takes; 0 never gives up"),
     ({"run.num_workers": 10**6}, "run.num_workers: 1000000 is above"),
     ({"run.threads": 10**6}, "run.threads: 1000000 is above"),
     ({"processors.audio.sample_rate": 10**9}, "sample_rate: 1000000000 is above"),
@@ -102,6 +103,8 @@ WRONG = [
     ({"datasets.images.weight": 0, "datasets.sounds.weight": 0}, "weights must not be negative, and one at least"),
     ({"datasets.images.media.image": "EMPTY"}, "datasets.images: not one of 8 samples tried can be used; the first: "),
     ({"datasets.images.batch_tokens": 10, "datasets.images.pack": 20}, "datasets.images: pack (20) is more than"),
+    ({"datasets.images.pack": 3}, "datasets.images: not one of 8 samples tried can be used"),
+    ({"datasets.images.batch_tokens": 3}, "more than the 3 of a row or batch; raise pack or batch_tokens"),
     # Places.
     ({"run.output_dir": "FILE"}, "is no folder"),
     ({"run.output_dir": "FILE/below"}, "is no folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from datetime import datetime, timezone
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from chatbridge.report import Run, RunReport
+from chatbridge.report.__main__ import main
 from chatbridge.report.axis import linear_axis, log_axis, step_axis
 from chatbridge.report.page import REFRESH
 from chatbridge.report.series import Series, smooth, thin
@@ -249,3 +251,26 @@ def test_record_is_shown_whole(tmp_path):
     assert page.table("Annotation files and their SHA-256")["image"] == ["image.json", "f00d"]
     assert yaml.safe_load(box.one("details", id="config").one("code").text) == record()["config"]
     assert json.dumps("a b.yaml").strip('"') in box.text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "ledger.jsonl", "run.json", "config.yaml"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(tmp_path, capsys, name):
+    folder = write_run(tmp_path, [train_row(step) for step in range(1, 5)])
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    status = main([str(folder), "--output", str(tmp_path / "page.html")])
+    if name in ("run.json", "config.yaml"):
+        assert status == 0
+    else:
+        assert status == 1 and name in capsys.readouterr().err
+
+
+def test_numbers_at_the_ends_of_what_there_is(tmp_path):
+    extremes = [1e308, -1e308, 1e-320, 5e-324, 0.0, math.inf, -math.inf, math.nan, 1e100]
+    rows = [train_row(step, loss=value, lr=abs(value), grad_norm=value) for step, value in enumerate(extremes, 1)]
+    page = report_of(write_run(tmp_path, [*rows, *(train_row(step) for step in range(10, 20))]))
+    assert page.tile("Step").figures == [19]
+    series = Series()
+    for step, value in enumerate(extremes):
+        series.add(step, value)
+    assert series.values.tolist()[:7] == [math.inf, -math.inf, 0.0, 0.0, 0.0, math.inf, -math.inf]

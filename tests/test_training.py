@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from chatbridge.common.checkpoint import find_latest, load_weights
+from chatbridge.common.logging import MetricsLog
+from chatbridge.runners.step import OptimiserStep
 from tests import tiny
 from tests.patience import PATIENCE
 
@@ -149,3 +151,31 @@ def test_every_number_reaches_the_sinks_and_no_key_is_handed_on(tmp_path, monkey
     assert {"train/loss", f"train/losses/{dataset}", "train/grad_norms/bridges.audio.perceiver"} <= told[1].keys()
     accumulator = EventAccumulator(str(tmp_path / "output" / "tensorboard")).Reload()
     assert f"train/{dataset}/losses/{dataset}" in accumulator.Tags()["scalars"]
+
+
+def test_a_resumed_log_keeps_rows_and_nothing_else(tmp_path):
+    rubbish = [
+        b"[1]",
+        b"null",
+        b"{}",
+        b'{"step": "x"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"step": 9}',
+        b'{"step": 2, "a":',
+    ]
+    rows = [b'{"step": 1, "split": "train"}', b'{"step": 2, "split": "train"}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([rows[0], *rubbish[:4], rows[1], *rubbish[4:]]))
+    MetricsLog(tmp_path, ["jsonl"], resumed_at=2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == rows
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 5 bytes")])
+def test_memory_that_runs_out_is_one_line(tmp_path, capsys, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(OptimiserStep, "__call__", fail)
+    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tiny.make_config(tmp_path, max_steps=2)))]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "memory has run out" in said and "--plan" in said

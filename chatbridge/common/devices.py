@@ -6,6 +6,7 @@ ordinary cores, which is what PyTorch uses for fp32 unless TF32 is switched on. 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from chatbridge.common.registry import nearest
@@ -79,8 +80,8 @@ def device(
         raise ValueError(f"no device is called '{name}'; {nearest(name, list(DEVICES))}")
     given = {"half_tflops": tflops, "memory_gb": memory_gb, "utilisation": utilisation}
     for key, value in given.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{key} must be above 0, not {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{key} must be above 0 and finite, not {value}")
     if utilisation is not None and utilisation > 1:
         raise ValueError(f"utilisation is a share of the peak, 0 to 1, not {utilisation}")
     return replace(DEVICES[name], **{key: value for key, value in given.items() if value is not None})

@@ -140,14 +140,11 @@ class EventLog:
 
 
 def _lines_before(file: Path, step: int) -> list[str]:
-    """The log's whole lines up to and including `step`; a line cut by a kill is dropped."""
+    """The log's whole lines up to and including `step`; a line cut by a kill is dropped, and rubbish."""
     kept = []
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["step"] <= step:
-                kept.append(line)
+        for line in file.read_bytes().splitlines(keepends=True):
+            with suppress(ValueError, RecursionError, KeyError, TypeError):  # KeyError, TypeError: JSON, but no row
+                if json.loads(line)["step"] <= step:
+                    kept.append(line.decode())
     return kept

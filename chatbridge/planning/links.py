@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from chatbridge.common.devices import Device
@@ -29,8 +30,9 @@ class Links:
 
     def __post_init__(self) -> None:
         for name in ("gpu", "host", "network"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"the rate of a link must be above 0 GB/s, not {getattr(self, name)} ({name})")
+            if not 0 < getattr(self, name) < math.inf:
+                told = f"the rate of a link must be above 0 GB/s and finite, not {getattr(self, name)} ({name})"
+                raise ValueError(told)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import open_regular
+
 
 class Follower:
     """The lines that were ended since the last look at a growing file.
@@ -25,9 +27,12 @@ class Follower:
 
         Args:
             restart: called before any line comes when all that was read before is void.
+
+        Raises:
+            OSError, DocumentError: a file that is there and cannot be read.
         """
         try:
-            handle = self.file.open("rb")
+            handle = open_regular(self.file)
         except FileNotFoundError:
             if self._offset:
                 self._offset, self._last = 0, b""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from chatbridge.common.documents import DocumentError, read_json, read_yaml
 from chatbridge.report.follow import Follower, number, parse, step_of
 
 GROUPS = 2000
@@ -146,13 +144,11 @@ class Record:
 
 def read_record(folder: Path) -> Record:
     """From run.json, or as far as it goes from config.yaml, where a run wrote only that."""
-    problem, row = "", {}
+    problem, row, file = "", {}, folder / "run.json"
     try:
-        row = _mapping(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        row = {"config": _older(folder / "config.yaml")}
-    except (ValueError, RecursionError) as error:
-        problem = f"run.json is not readable: {error}"
+        row = _mapping(read_json(file))
+    except DocumentError as error:
+        problem = f"run.json is not readable: {error.reason}" if file.exists() else ""
         row = {"config": _older(folder / "config.yaml")}
     git, command, config = _mapping(row.get("git")), row.get("command"), _mapping(row.get("config"))
     return Record(
@@ -175,8 +171,8 @@ def read_record(folder: Path) -> Record:
 
 def _older(file: Path) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError):
+        return _mapping(read_yaml(file))
+    except DocumentError:
         return {}
 
 

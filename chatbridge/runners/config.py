@@ -28,7 +28,7 @@ class DeviceConfig:
         "no", choices=("no", "bf16", "fp16", True, False), help="mixed precision; true takes bf16 where the GPU has it"
     )
     threads: int | None = key(None, help="intra-op threads per process; null leaves PyTorch's choice", low=1, high=1024)
-    num_workers: int = key(0, help="data-loader workers per process", low=0, high=1024)
+    num_workers: int = key(0, help="data-loader workers per process", low=0, high=256)
 
     def precision(self) -> str:
         """The name accelerate knows: "no", "bf16" or "fp16"."""
@@ -102,6 +102,8 @@ class TrainingConfig(DeviceConfig):
             raise ValueError(f"warmup_lr: {self.warmup_lr} is negative; -1 starts at init_lr")
         if self.offload_frozen and self.strategy != "fsdp":
             raise ValueError("offload_frozen: layers come to the GPU one by one under strategy: fsdp only")
+        if 0 < self.hang_seconds < 1:
+            raise ValueError(f"hang_seconds: {self.hang_seconds:g} s is less than a step takes; 0 never gives up")
         if self.optimizer == "muon" and self.init_lr == 0:
             raise ValueError("optimizer muon: init_lr must be positive, Muon's rate follows its schedule")
         if self.optimizer == "muon" and self.precision() == "fp16":

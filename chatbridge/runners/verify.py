@@ -7,7 +7,6 @@ with the same weights and optimiser state, bit for bit.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ import torch
 
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.common.run_folder import RunLock
+from chatbridge.report.follow import parse
 
 COMPARED = ("loss", "losses", "ids", "dataset", "tokens", "samples", "lr", "grad_norm")
 """Of every logged step."""
@@ -42,6 +42,8 @@ def verify_resume(script: str, cfg_path: str, options: Sequence[str], output: Pa
     """
     if steps < 4:
         raise ValueError(f"--verify-resume {steps}: take at least 4 steps, so that there is something before and after")
+    if processes < 1:
+        raise ValueError(f"--processes {processes}: take at least one")
     if "RANK" in os.environ:
         raise ValueError("--verify-resume starts its own processes: run it without torchrun, with --processes N")
     folder = output / "verify_resume"
@@ -136,9 +138,9 @@ def _unequal(at: str, a: Any, b: Any) -> list[str]:
 
 def _rows(folder: Path) -> dict[int, dict[str, Any]]:
     file = folder / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {row["step"]: row for row in rows if row["split"] == "train"}
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    rows = [parse(line) or {} for line in lines if line.endswith(b"\n")]
+    return {row["step"]: row for row in rows if row.get("split") == "train"}
 
 
 def _last_step(folder: Path) -> int:
