@@ -78,6 +78,10 @@ WRONG = [
     ({"model.share_perceivers": True, f"{AUDIO}.perceiver.layers": 3}, "model.share_perceivers: perceivers of audio"),
     ({"model.bridges": {}}, "model.bridges is empty"),
     ({f"{AUDIO}.modalities": ["audio", "image"]}, "bridges 'vision' and 'audio' both serve 'image'"),
+    (
+        {"model.bridges.keys": {"modalities": ["audio"], "encoder": {"name": "beats"}}},
+        "bridge 'keys': take another name",
+    ),
     ({f"{VISION}.encoder.depth": 10**9}, "encoder.depth: 1000000000 is above the largest allowed value"),
     # Numbers that a library refuses, or that take all memory.
     ({"run.seed": -1}, "run.seed: -1 is below"),

@@ -99,8 +99,8 @@ class ChatBridge(nn.Module):
             self._start(config)
 
     def _enter(self, name: str, modalities: list[str]) -> None:
-        if not name.isidentifier():
-            raise ValueError(f"bridge '{name}': take a name of letters, digits and underscores")
+        if not name.isidentifier() or hasattr(self.bridges, name):  # "keys" and the like are ModuleDict's own
+            raise ValueError(f"bridge '{name}': take another name, of letters, digits and underscores")
         if not modalities:
             raise ValueError(f"bridge '{name}' serves no modality; list at least one under modalities")
         for modality in modalities:
