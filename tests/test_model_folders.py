@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from chatbridge.models import CausalLM, CausalLMConfig
 from chatbridge.planning.architectures import find_architecture
@@ -123,6 +124,21 @@ def test_a_damaged_config_is_one_line(folder, damage, capsys):
     assert "\n" not in str(error.value) and len(str(error.value)) < 800
     main(["inspect", str(folder)])
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_numbers_that_json_has_not_and_attentions_that_a_family_has_not(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24, "head_dim": 8}
+    mamba = {"state_size": 8, "num_heads": 4, "n_groups": 1}
+    for family, more in (("mamba2", mamba), ("gemma2", {"num_attention_heads": 2, "num_key_value_heads": 2})):
+        settings = AutoConfig.for_model(family, **sizes | more)
+        AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / family)
+    assert "__float__" in (tmp_path / "mamba2" / "config.json").read_text()
+    for family in ("mamba2", "gemma2"):
+        with pytest.raises(ValueError, match=f"{family}.*; set model.llm.attention to eager"):
+            load(tmp_path / family)
+        language = CausalLM(CausalLMConfig(path=str(tmp_path / family), attention="eager"))
+        assert getattr(language.model.config, "time_step_limit", [0, float("inf")])[1] == float("inf")
 
 
 def test_sizes_that_no_machine_holds_are_refused_before_memory_is_taken(folder):

@@ -164,8 +164,9 @@ def _told(where: str | Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"{_cannot_load(where)}: {reason[:500]}") from error
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        advice = "; set model.llm.attention to eager" if "attention implementation" in reason else ""
+        raise WeightsError(f"{_cannot_load(where)}: {reason}{advice}") from error
 
 
 def _cannot_load(where: str | Path) -> str:

@@ -28,7 +28,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     for name, value in settings.items():
         if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
             raise WeightsError(f"{file}: {name} is {str(value)[:20]}, more than any model has ({MOST_LAYERS})")
-    return settings
+    return _with_floats(settings)
+
+
+FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+"""What JSON has no numbers for, and transformers writes as ``{"__float__": ...}``."""
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_floats(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    spelled = value.get("__float__") if len(value) == 1 else None
+    if isinstance(spelled, str) and spelled in FLOATS:
+        return FLOATS[spelled]
+    return {name: _with_floats(inner) for name, inner in value.items()}
 
 
 def read_object(file: Path, missing: str = "") -> dict[str, Any]:
