@@ -26,6 +26,9 @@ MOST_HEADER = 32 * 2**20
 MOST_PICKLE = 4 * 2**20
 """Bytes of a pickle without its tensors, a few hundred for each. A byte may cost microseconds, and a hundred others."""
 
+FILLER, FILLED = b"\nbytearray\n", "its pickle asks for bytes without content (bytearray), which no weights are"
+"""The one call that PyTorch lets a pickle make for memory of any size, and what is said of it."""
+
 
 class Damaged(ValueError):
     """A file that is not what its kind is, or claims what it cannot hold."""
@@ -61,8 +64,11 @@ def check_zip(file: Path, whole: bool) -> None:
             raise Damaged(f"its member '{packed}' is compressed, which PyTorch never does; save it anew")
         if sum(member.file_size for member in members) > file.stat().st_size:
             raise Damaged("its members are larger together than the file")
-        if any(member.file_size > MOST_PICKLE for member in members if member.filename.endswith(".pkl")):
-            raise Damaged(f"its pickle has more than {MOST_PICKLE:,} bytes")
+        for member in (member for member in members if member.filename.endswith(".pkl")):
+            if member.file_size > MOST_PICKLE:
+                raise Damaged(f"its pickle has more than {MOST_PICKLE:,} bytes")
+            if FILLER in archive.read(member):
+                raise Damaged(FILLED)
         bad = archive.testzip() if whole else None
     if bad is not None:
         raise Damaged(f"the checksum of '{bad}' is wrong; download them again")
@@ -94,7 +100,10 @@ class _Stream:
         return self._counted(data)
 
     def readline(self) -> bytes:
-        return self._counted(self._file.readline(self._left + 1))
+        line = self._counted(self._file.readline(self._left + 1))
+        if line == FILLER[1:]:
+            raise Damaged(FILLED)
+        return line
 
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
