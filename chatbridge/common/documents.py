@@ -140,11 +140,11 @@ def parse_json(data: bytes | str, source: str | Path) -> Any:
         raise DocumentError(source, f"is not valid JSON: {error or 'it does not fit into memory'}") from None
 
 
-def parse_yaml(data: bytes | str, source: str | Path, loader: type = yaml.SafeLoader) -> Any:
+def parse_yaml(data: bytes | str, source: str | Path) -> Any:
     """What YAML text holds; `source` is named in errors. Raises DocumentError."""
     text = check_yaml(data, source)
     try:
-        return yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader, or the caller's)
+        return yaml.safe_load(text)
     except Exception as error:  # PyYAML's constructors raise anything: KeyError for `!!bool maybe`
         raise DocumentError(source, f"is not valid YAML: {_one_line(error)}") from None
 
