@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -45,6 +46,8 @@ class Run:
         ]
         for process in self.processes:
             process.start()
+        # After a failed test nobody else does, and Python waits for its children before it ends.
+        multiprocessing.util.Finalize(None, self.kill, exitpriority=0)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """Exit statuses, a killed process' as minus the signal. Fails when it takes longer."""
@@ -135,4 +138,5 @@ def metrics(output: Path, split: str = "train") -> list[dict[str, Any]]:
 
 def events(output: Path) -> list[str]:
     """What happened to a run, by name."""
-    return [json.loads(line)["event"] for line in (output / "events.jsonl").read_text().splitlines()]
+    file = output / "events.jsonl"
+    return [json.loads(line)["event"] for line in file.read_text().splitlines()] if file.exists() else []

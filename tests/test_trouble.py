@@ -208,9 +208,9 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
         TrainingRunner._one_step = known
 
     run = Run(out, arguments(yaml, out), 2, before=before)
-    run.until(lambda: "gave up at step 5; furthest behind: rank 1 (reading, step 5)" in run.text())
+    assert run.until(lambda: "failed" in events(out))  # written after the words
     run.kill()
-    assert "failed" in events(out)
+    assert "gave up at step 5; furthest behind: rank 1 (reading, step 5)" in run.text()
 
 
 def test_a_rank_never_heard_from_is_the_one_furthest_behind(tmp_path):
