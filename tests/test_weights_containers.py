@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chatbridge.weights import WeightsError, containers, open_weights
+from chatbridge.common import containers
+from chatbridge.common.checkpoint import CheckpointError, load_trainer
+from chatbridge.weights import WeightsError, open_weights
 from chatbridge.weights.__main__ import main
 
 STATE = {"blocks.0.attn.qkv.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1000)}
@@ -128,6 +130,19 @@ def test_each_is_one_line_that_names_it(tmp_path, capsys, small, name):
     assert main(["inspect", str(tmp_path / name)]) == 1
     output = capsys.readouterr()
     assert name in output.out and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("name", ["deflated.pth", "overlapping.pth", "bytes.pth", "bytes.pt"])
+def test_a_trainers_state_takes_no_memory_either(tmp_path, small, name):
+    FILES[name][0](tmp_path / "trainer.pt")
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: damaged"):
+        load_trainer(tmp_path)
+
+
+def test_a_trainers_state_may_be_long(tmp_path, small):
+    state = {"drawn": [str(i) for i in range(50_000)]}
+    torch.save(state, tmp_path / "trainer.pt")
+    assert load_trainer(tmp_path) == state
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chatbridge.common.containers import check_zip
 from chatbridge.common.digests import SUMS, altered, write_sums
 from chatbridge.common.documents import MISSING, DocumentError, check_file, read_text
 
@@ -251,6 +252,7 @@ def load_trainer(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / TRAINER
     try:
         check_file(file)
+        check_zip(file, whole=False, bounded=False)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except DocumentError as error:
         advice = "; weights alone cannot resume a run (use model.weights)" if error.reason == MISSING else ""

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from chatbridge.common.checkpoint import WEIGHTS, CheckpointError, resolve_checkpoint, sums_problem
+from chatbridge.common.containers import Damaged, check_header, check_zip, is_zip, load_pickled
 from chatbridge.common.documents import MISSING, DocumentError, check_file, read_json, repaired
-from chatbridge.weights.containers import Damaged, check_header, check_zip, is_zip, load_pickled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The precisions that a configuration can name."""

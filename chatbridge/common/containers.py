@@ -1,4 +1,4 @@
-"""The files that weights come in, and what is looked at before anybody else's code reads them.
+"""The files that weights and a trainer's state come in, and what is looked at before anybody else's code reads them.
 
 Damaged or made up, such a file may claim anything: gigabytes behind a few compressed bytes, a header without end, a
 tar archive that is read in circles. Claims are held against the size of the file, and kinds that nobody uses any more
@@ -51,11 +51,12 @@ def check_header(file: Path) -> None:
         raise ValueError(f"it announces a header of {length:,} bytes and has {file.stat().st_size:,}")
 
 
-def check_zip(file: Path, whole: bool) -> None:
+def check_zip(file: Path, whole: bool, bounded: bool = True) -> None:
     """Raise Damaged or BadZipFile for an archive that PyTorch did not write: compressed, or larger than itself.
 
     Args:
         whole: compare the checksums of its members, for which it is read through.
+        bounded: its pickle may have `MOST_PICKLE` bytes; a trainer's state grows with the run.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -65,7 +66,7 @@ def check_zip(file: Path, whole: bool) -> None:
         if sum(member.file_size for member in members) > file.stat().st_size:
             raise Damaged("its members are larger together than the file")
         for member in (member for member in members if member.filename.endswith(".pkl")):
-            if member.file_size > MOST_PICKLE:
+            if bounded and member.file_size > MOST_PICKLE:
                 raise Damaged(f"its pickle has more than {MOST_PICKLE:,} bytes")
             if FILLER in archive.read(member):
                 raise Damaged(FILLED)
