@@ -114,7 +114,8 @@ def test_the_end_of_the_server_in_an_answer(tmp_path, late):
 
 
 def test_a_command_that_cannot_serve_says_why(tmp_path, capsys, monkeypatch):
-    shutil.copytree(tiny.ROOT / "eval_configs", tmp_path / "eval_configs")  # where nothing was trained
+    for folder in ("eval_configs", "model_configs"):  # where nothing was trained
+        shutil.copytree(tiny.ROOT / folder, tmp_path / folder)
     assert command.main(["--cfg-path", str(tmp_path / "eval_configs" / "quickstart.yaml"), "--gpu-id", "-1"]) == 1
     assert "hint: `make quickstart` makes this model" in capsys.readouterr().err
     config = str(write_config(tmp_path))

@@ -52,7 +52,8 @@ def test_a_wheel_finds_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert dict(model_zoo) == {"other": ["mine"]}
     text = (tiny.ROOT / "pyproject.toml").read_text()
-    assert '"share/chatbridge/eval_configs" = ["eval_configs/*.yaml"]' in text
+    for name in ("eval_configs", "model_configs"):  # bases of the former
+        assert f'"share/chatbridge/{name}" = ["{name}/*.yaml"]' in text
 
 
 def test_the_working_folder_comes_first(here):

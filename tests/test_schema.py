@@ -10,6 +10,7 @@ from chatbridge.common.registry import Registry
 from chatbridge.common.schema import ConfigError, bind, key, to_plain
 
 COLOURS = Registry("colour")
+PAINTS = Registry("paint", tag="kind", usual="blue")
 
 
 @COLOURS.register("red", config=None)
@@ -23,6 +24,7 @@ class BlueConfig:
 
 
 COLOURS.register("blue", config=BlueConfig)(lambda config: ("blue", config.depth))
+PAINTS.register("blue", config=BlueConfig)(BlueConfig)
 
 
 @dataclass(kw_only=True)
@@ -35,7 +37,7 @@ class Outer:
     steps: int = key(help="how many")
     inner: Inner = key(Inner)
     colour: BlueConfig | None = key(None, registry=COLOURS)
-    many: dict[str, BlueConfig] = key({}, registry=COLOURS, tag="kind")
+    many: dict[str, BlueConfig] = key({}, registry=PAINTS)
     names: list[str] = key([], choices=("a", "b"))
     file: str | None = key(None, path=True)
 
@@ -51,13 +53,14 @@ def test_a_good_one_round_trips():
         "steps": 3,
         "inner": {"rate": 1},
         "colour": {"name": "blue", "depth": 2},
-        "many": {"x": {"kind": "blue"}},
+        "many": {"x": {"kind": "blue"}, "y": {}},
     }
     config = bind(Outer, mapping)
     assert config.inner.rate == 1.0 and isinstance(config.inner.rate, float)
     assert COLOURS.build(config.colour) == ("blue", 2)
     plain = to_plain(config)
-    assert plain["colour"] == {"name": "blue", "depth": 2} and plain["many"] == {"x": {"kind": "blue", "depth": 1}}
+    assert plain["colour"] == {"name": "blue", "depth": 2}
+    assert plain["many"]["x"] == plain["many"]["y"] == {"kind": "blue", "depth": 1}
     assert bind(Outer, plain) == config
 
 

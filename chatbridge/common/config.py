@@ -12,9 +12,9 @@ import yaml
 
 from chatbridge.common.plugins import import_plugins
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
-from chatbridge.common.schema import Binder, ConfigError, MissingPath, key, to_plain
+from chatbridge.common.schema import Binder, ConfigError, MissingPath, join, key, to_plain
 from chatbridge.common.secrets import secrets_in
-from chatbridge.common.trees import read_tree
+from chatbridge.common.trees import Tree, read_tree
 
 
 @dataclass(kw_only=True)
@@ -51,16 +51,14 @@ class Config:
 
     plugins: list[str] = key([], help="Python files or modules that register parts of your own")
     paths: dict[str, str] = key({}, help="roots to refer to as ${paths.name}; one that is absent is yours to fill")
-    model: Any = key(registry=MODELS, tag="arch", usual="chatbridge", help="encoders, bridges and language model")
+    model: Any = key(registry=MODELS, help="encoders, bridges and language model")
     tokenizer: str | None = key(None, path=True, help="folder or .model file; by default the language model's folder")
     processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> how its files become tensors")
     task: Any = key(registry=TASKS, help="what a batch means: how samples are rendered, what is scored")
-    datasets: dict[str, Any] = key({}, registry=DATASETS, tag="builder", usual="annotations", help="the mixture")
+    datasets: dict[str, Any] = key({}, registry=DATASETS, help="the mixture")
     mixture: MixtureConfig = key(MixtureConfig, help="how the datasets share the steps")
-    validation: dict[str, Any] = key(
-        {}, registry=DATASETS, tag="builder", usual="annotations", help="held-out data, or what an evaluation reads"
-    )
-    run: Any = key(registry=RUNNERS, tag="runner", usual="training", help="the loop and its hyper-parameters")
+    validation: dict[str, Any] = key({}, registry=DATASETS, help="held-out data, or what an evaluation reads")
+    run: Any = key(registry=RUNNERS, help="the loop and its hyper-parameters")
 
     def __post_init__(self) -> None:
         for name, dataset in self.datasets.items() if self.mixture.mode == "mixed" else ():
@@ -72,6 +70,18 @@ class Config:
                     )
 
 
+@dataclass(kw_only=True)
+class ConfigFile(Config):
+    """What a YAML may say: a configuration, or what is other than in its base."""
+
+    base: str | None = key(
+        None,
+        path=True,
+        help="a YAML that this one is laid over: mappings merge, all else replaces what stands there, and so does a "
+        "part of another name; null takes a mapping or list away",
+    )
+
+
 @dataclass
 class LoadedConfig:
     """A bound configuration, and what its file names but the disk does not hold.
@@ -81,16 +91,18 @@ class LoadedConfig:
         source: the YAML's path.
         awaited: missing paths below a root of ``paths:`` that does not exist yet: weights and data that the user
             still has to fetch. They stop a run, not a check.
+        tree: what the file and its bases say, before defaults.
     """
 
     config: Config
     source: Path
     awaited: list[MissingPath]
+    tree: Tree
 
     def require_paths(self) -> None:
         """Raise ConfigError when anything is still awaited."""
         if self.awaited:
-            raise ConfigError([f"{self.source}: {m}" for m in self.awaited])
+            raise ConfigError([m.problem for m in self.awaited])
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out."""
@@ -110,35 +122,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defer_missing: 
     """
     path = Path(path)
     tree = read_tree(path, overrides)
-    found = secrets_in(tree)
-    if found:
-        raise ConfigError([f"{path}: {line}" for line in found])
-    folder = path.resolve().parent
-    import_plugins(_plugins(tree, path, folder), folder, str(path))
-    binder = Binder(str(path), folder)
-    config = binder.dataclass(Config, tree, "")
-    absent_roots = _absent_roots(tree.get("paths"), folder)
-    below = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
-    awaited = binder.missing if defer_missing else below
-    problems = binder.problems + [f"{path}: {m}" for m in binder.missing if m not in awaited]
-    if problems or config is None:
-        raise ConfigError(problems + [f"{path}: {m}" for m in awaited if defer_missing])
-    return LoadedConfig(config, path, awaited)
-
-
-def _plugins(tree: dict[Any, Any], source: Path, folder: Path) -> list[str]:
-    """``plugins:``, which is needed before the rest can be bound: parts that the rest names are registered there."""
-    binder = Binder(str(source), folder)
-    names = binder.value(list[str], tree.get("plugins", []), "plugins", {})
+    binder = Binder(str(path), path.resolve().parent, tree.origins)
+    for key_name, remedy in secrets_in(tree.values):
+        binder.problem(key_name, remedy)
+    # Parts that the rest names are registered by plugins.
+    plugins = binder.value(list[str], tree.values.get("plugins", []), "plugins", {})
     if binder.problems:
         raise ConfigError(binder.problems)
-    return names
+    origin = binder.origin("plugins")
+    import_plugins(plugins, origin.folder, origin.file)
+    config = binder.dataclass(Config, tree.values, "")
+    absent_roots = _absent_roots(tree.values.get("paths"), binder)
+    below = [m for m in binder.missing if any(_below(place, absent_roots) for place in m.looked_in)]
+    awaited = binder.missing if defer_missing else below
+    problems = binder.problems + [m.problem for m in binder.missing if m not in awaited]
+    if problems or config is None:
+        raise ConfigError(problems + [m.problem for m in awaited if defer_missing])
+    return LoadedConfig(config, path, awaited, tree)
 
 
-def _absent_roots(paths: Any, folder: Path) -> list[Path]:
-    given = [root for root in paths.values() if isinstance(root, str)] if isinstance(paths, dict) else []
-    resolved = [Path(os.path.normpath(folder / os.path.expanduser(root))) for root in given]
-    return [root for root in resolved if not os.path.exists(root)]
+def _absent_roots(paths: Any, binder: Binder) -> list[Path]:
+    given = paths.items() if isinstance(paths, dict) else ()
+    roots = [
+        Path(os.path.normpath(binder.origin(join("paths", name)).folder / os.path.expanduser(root)))
+        for name, root in given
+        if isinstance(root, str)
+    ]
+    return [root for root in roots if not os.path.exists(root)]
 
 
 def _below(place: str, roots: list[Path]) -> bool:

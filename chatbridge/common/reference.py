@@ -8,9 +8,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from chatbridge.common import registry as registries
-from chatbridge.common.config import Config
-from chatbridge.common.registry import Registry
+from chatbridge.common.config import ConfigFile
+from chatbridge.common.registry import registries
 
 
 def reference() -> str:
@@ -20,19 +19,16 @@ def reference() -> str:
         "Written by `python -m chatbridge.common.reference > docs/configuration.md` from the declared keys; a test",
         "holds it up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`.\n",
         "## The file\n",
-        *_table(Config),
+        *_table(ConfigFile),
     ]
-    seen: set[type] = {Config}
-    parts += _nested(Config, seen)
-    for value in vars(registries).values():
-        if not isinstance(value, Registry):
-            continue
-        for name in value:
-            config = value.get(name).config
-            if config is None:
-                continue
-            parts += [f"## {value.kind}: `{name}`\n", *_table(config)]
-            parts += _nested(config, seen)
+    seen: set[type] = {ConfigFile}
+    parts += _nested(ConfigFile, seen)
+    for registry in registries():
+        for name in registry:
+            config = registry.get(name).config
+            if config is not None:
+                parts += [f"## {registry.kind}: `{name}`\n", *_table(config)]
+                parts += _nested(config, seen)
     return "\n".join(parts)
 
 
@@ -68,7 +64,7 @@ def _dataclasses_in(hint: Any) -> Iterator[type]:
 
 def _type(hint: Any, metadata: Any) -> str:
     if metadata.get("registry") is not None:
-        what = f"{metadata['registry'].kind}, named by `{metadata['tag']}`"
+        what = f"{metadata['registry'].kind}, named by `{metadata['registry'].tag}`"
         return f"mapping of names to {what}" if typing.get_origin(hint) is dict else what
     if metadata.get("path"):
         return "path" if not typing.get_args(hint) else _name(hint).replace("str", "path")
@@ -90,8 +86,8 @@ def _default(f: dataclasses.Field) -> str:
     if f.default_factory is not dataclasses.MISSING:
         value = f.default_factory()
         return "its own defaults" if dataclasses.is_dataclass(value) else f"`{value!r}`"
-    usual = f.metadata.get("usual")
-    return f"`{usual}`" if usual else "**required**"
+    registry = f.metadata.get("registry")
+    return f"`{registry.usual}`" if registry is not None and registry.usual else "**required**"
 
 
 def _meaning(metadata: Any) -> str:

@@ -32,10 +32,15 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 class Registry:
-    """A table of parts of one kind. A name taken twice is an error."""
+    """A table of parts of one kind. A name taken twice is an error.
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    Args:
+        kind: what messages call such a part. tag: the key of a YAML node that holds its name.
+        usual: the name where a node has none.
+    """
+
+    def __init__(self, kind: str, tag: str = "name", usual: str | None = None):
+        self.kind, self.tag, self.usual = kind, tag, usual
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, config: type | None = None) -> Callable[[Any], Any]:
@@ -96,10 +101,15 @@ def _where(target: Any) -> str:
 
 
 ENCODERS = Registry("encoder")
-LLMS = Registry("language model")
-MODELS = Registry("model")
+LLMS = Registry("language model", usual="causal_lm")
+MODELS = Registry("model", tag="arch", usual="chatbridge")
 PROCESSORS = Registry("processor")
-DATASETS = Registry("dataset builder")
+DATASETS = Registry("dataset builder", tag="builder", usual="annotations")
 TASKS = Registry("task")
 SCHEDULES = Registry("learning-rate schedule")
-RUNNERS = Registry("runner")
+RUNNERS = Registry("runner", tag="runner", usual="training")
+
+
+def registries() -> list[Registry]:
+    """All of the above."""
+    return [value for value in globals().values() if isinstance(value, Registry)]

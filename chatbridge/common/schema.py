@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chatbridge.common.documents import repaired
 from chatbridge.common.registry import Registry, nearest
@@ -40,8 +40,6 @@ def key(
     unit: str = "",
     choices: tuple | list | None = None,
     registry: Registry | None = None,
-    tag: str = "name",
-    usual: str | None = None,
     path: str | bool = False,
     low: float | None = None,
     high: float | None = None,
@@ -52,14 +50,13 @@ def key(
         default: its value when the YAML does not give it; a list, dict or class is called or copied per instance.
         help: one sentence on what it does; unit: of its value ("frames", "tokens", "Hz").
         choices: the only values allowed.
-        registry: the node is a component ``{<tag>: registered name, ...its keys}`` (or a list or dict of them).
-        tag: the key that holds the component's registered name; usual: that name when the key is left out.
+        registry: the node is a component ``{name: registered name, ...its keys}`` (or a list or dict of them).
         path: True or "input" for a file or folder that must exist, "output" for one that the run makes.
         low, high: inclusive bounds of a number.
     """
     kind = "input" if path is True else path
-    metadata = {"help": help, "unit": unit, "choices": choices, "registry": registry, "tag": tag}
-    metadata |= {"usual": usual, "path": kind, "low": low, "high": high}
+    metadata = {"help": help, "unit": unit, "choices": choices, "registry": registry, "path": kind}
+    metadata |= {"low": low, "high": high}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     if isinstance(default, (list, dict, set)):
@@ -69,13 +66,25 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class Origin(NamedTuple):
+    """Where a value comes from: the file in which its key stands, and where a relative path in it starts."""
+
+    file: str
+    folder: Path
+
+
 @dataclass
 class MissingPath:
     """A path that a configuration names and that does not exist."""
 
+    file: str
     key: str
     given: str
     looked_in: list[str]
+
+    @property
+    def problem(self) -> str:
+        return f"{self.file}: {self}"
 
     def __str__(self) -> str:
         return f"{self.key}: '{self.given}' does not exist; looked for " + " and ".join(self.looked_in)
@@ -87,16 +96,23 @@ class Binder:
     Args:
         source: the file's name, for messages.
         folder: what relative paths are resolved against (first), the working folder being the second place.
+        origins: key -> where its value comes from, for keys of another file (`base:`); others are as the key above.
     """
 
-    def __init__(self, source: str, folder: Path):
-        self.source = source
-        self.folder = folder
+    def __init__(self, source: str, folder: Path, origins: Mapping[str, Origin] | None = None):
+        self.origins = {**(origins or {}), "": Origin(source, folder)}
         self.problems: list[str] = []
         self.missing: list[MissingPath] = []
 
     def problem(self, where: str, text: str) -> None:
-        self.problems.append(f"{self.source}: {where}: {text}" if where else f"{self.source}: {text}")
+        file = self.origin(where).file
+        self.problems.append(f"{file}: {where}: {text}" if where else f"{file}: {text}")
+
+    def origin(self, where: str) -> Origin:
+        """Of a key, "model.llm.path" or "templates[0]", or of the nearest one above it."""
+        while where not in self.origins:
+            where = where[: max(where.rfind("."), where.rfind("["), 0)]
+        return self.origins[where]
 
     def dataclass(self, cls: type[T], node: Any, where: str, skip: tuple[str, ...] = ()) -> T | None:
         """An instance of `cls` from a mapping, or None when something in it is wrong (the problem is noted)."""
@@ -117,12 +133,12 @@ class Binder:
             if name not in fields:
                 moved = getattr(cls, "MOVED", {}).get(name)  # earlier keys and where they are now
                 hint = f"it is {moved} now" if moved else nearest(name if isinstance(name, str) else "", list(fields))
-                self.problem(_join(where, name), f"unknown key; {hint}")
+                self.problem(join(where, name), f"unknown key; {hint}")
                 continue
-            values[name] = self.value(hints[name], value, _join(where, name), fields[name].metadata)
+            values[name] = self.value(hints[name], value, join(where, name), fields[name].metadata)
         for name, f in fields.items():
             if name not in node and f.default is MISSING and f.default_factory is MISSING:
-                self.problem(_join(where, name), f"required key is missing ({f.metadata.get('help') or f.type})")
+                self.problem(join(where, name), f"required key is missing ({f.metadata.get('help') or f.type})")
         if len(self.problems) > before:
             return None
         try:
@@ -131,22 +147,23 @@ class Binder:
             self.problem(where, str(error))
             return None
 
-    def component(self, registry: Registry, tag: str, node: Any, where: str, usual: str | None = None) -> Any:
-        """A component's typed configuration from ``{<tag>: name, ...}``; `usual` is the name where none is given."""
-        if isinstance(node, Mapping) and usual is not None and tag not in node:
-            node = {tag: usual, **node}
+    def component(self, registry: Registry, node: Any, where: str) -> Any:
+        """A component's typed configuration from ``{name: registered name, ...}``."""
+        tag = registry.tag
+        if isinstance(node, Mapping) and registry.usual is not None and tag not in node:
+            node = {tag: registry.usual, **node}
         if not isinstance(node, Mapping) or not isinstance(node.get(tag), str):
             self.problem(where, f"expected a mapping with '{tag}: <{registry.kind}>', found {_describe(node)}")
             return None
         try:
             entry = registry.get(node[tag])
         except ValueError as error:
-            self.problem(_join(where, tag), str(error))
+            self.problem(join(where, tag), str(error))
             return None
         if entry.config is None:
             extra = [k for k in node if k != tag]
             if extra:
-                self.problem(_join(where, extra[0]), f"{registry.kind} '{entry.name}' takes no keys")
+                self.problem(join(where, extra[0]), f"{registry.kind} '{entry.name}' takes no keys")
             return entry.target
         return self.dataclass(entry.config, node, where, skip=(tag,))
 
@@ -162,7 +179,7 @@ class Binder:
         if origin in (list, tuple) or hint is list:
             return self._list(hint, args, value, where, metadata)
         if metadata.get("registry") is not None and hint is not str:
-            return self.component(metadata["registry"], metadata["tag"], value, where, metadata["usual"])
+            return self.component(metadata["registry"], value, where)
         if dataclasses.is_dataclass(hint):
             return self.dataclass(hint, value, where)
         return self._leaf(hint, value, where, metadata)
@@ -170,7 +187,7 @@ class Binder:
     def _union(self, options: list, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
         """The first option whose check passes; when none does, the problems of the last one tried."""
         for option in options[:-1]:
-            trial = Binder(self.source, self.folder)
+            trial = Binder(*self.origins[""], self.origins)
             result = trial.value(option, value, where, metadata)
             if not trial.problems:
                 self.missing += trial.missing
@@ -183,7 +200,7 @@ class Binder:
             return None
         inner, bound = args[1] if args else Any, {}
         for name, held in value.items():
-            here = _join(where, name)
+            here = join(where, name)
             if not isinstance(name, str) and (type(name) is not int or name.bit_length() > 64):
                 self.problem(here, f"expected a name, found {_describe(name)}; put it between quotes")
             elif problem := _unwritable(str(name)):
@@ -230,15 +247,15 @@ class Binder:
         if not value:
             self.problem(where, "expected a path, found an empty text")
             return value
-        path = Path(os.path.expanduser(value))
-        places = [path] if path.is_absolute() else [self.folder / path, Path.cwd() / path]
+        path, origin = Path(os.path.expanduser(value)), self.origin(where)
+        places = [path] if path.is_absolute() else [origin.folder / path, Path.cwd() / path]
         places = list(dict.fromkeys(Path(_normalise(p)) for p in places))
         if kind == "output":
             return str(places[0])
         for place in places:
             if os.path.exists(place):  # Path.exists raises where a name is too long, or a folder may not be searched
                 return str(place)
-        self.missing.append(MissingPath(where, value, [str(p) for p in places]))
+        self.missing.append(MissingPath(origin.file, where, value, [str(p) for p in places]))
         return str(places[0])
 
 
@@ -250,7 +267,7 @@ def bind(cls: type[T], mapping: Mapping, source: str = "configuration", folder: 
     """
     binder = Binder(source, Path(folder))
     result = binder.dataclass(cls, mapping, "")
-    problems = binder.problems + [f"{source}: {m}" for m in binder.missing]
+    problems = binder.problems + [m.problem for m in binder.missing]
     if problems:
         raise ConfigError(problems)
     return result
@@ -266,11 +283,11 @@ def to_plain(config: Any) -> Any:
             if registry is None or isinstance(value, str) or value is None:
                 out[f.name] = to_plain(value)
             elif isinstance(value, dict):
-                out[f.name] = {k: _component_to_plain(registry, f.metadata["tag"], v) for k, v in value.items()}
+                out[f.name] = {k: _component_to_plain(registry, v) for k, v in value.items()}
             elif isinstance(value, list):
-                out[f.name] = [_component_to_plain(registry, f.metadata["tag"], v) for v in value]
+                out[f.name] = [_component_to_plain(registry, v) for v in value]
             else:
-                out[f.name] = _component_to_plain(registry, f.metadata["tag"], value)
+                out[f.name] = _component_to_plain(registry, value)
         return out
     if isinstance(config, dict):
         return {k: to_plain(v) for k, v in config.items()}
@@ -279,12 +296,13 @@ def to_plain(config: Any) -> Any:
     return config
 
 
-def _component_to_plain(registry: Registry, tag: str, config: Any) -> Any:
+def _component_to_plain(registry: Registry, config: Any) -> Any:
     keys = to_plain(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
-    return {tag: registry.name_of(config), **keys}
+    return {registry.tag: registry.name_of(config), **keys}
 
 
-def _join(where: str, name: Any) -> str:
+def join(where: str, name: Any) -> str:
+    """A key below another, as messages write it."""
     told = name if isinstance(name, str) else _told(name)
     return f"{where}.{told}" if where else told
 

@@ -12,20 +12,20 @@ _NAMES = re.compile(
 _IN_URL = re.compile(r"://[^/\s:@]+:[^/\s@]+@|authorization:\s*(bearer|basic)\s", re.IGNORECASE)
 
 
-def secrets_in(tree: Any, at: str = "") -> list[str]:
-    """One line for every key that is named like a secret, and every value that holds a password, without the value."""
+def secrets_in(tree: Any, at: str = "") -> list[tuple[str, str]]:
+    """Key and remedy for every key that is named like a secret and every value that holds a password."""
     if isinstance(tree, dict):
         found = []
         for name, inner in tree.items():
             here = f"{at}.{name}" if at else str(name)
             if _NAMES.search(str(name)) and isinstance(inner, (str, int)):
-                found.append(f"{here}: {_REMEDY}")
+                found.append((here, _REMEDY))
             found += secrets_in(inner, here)
         return found
     if isinstance(tree, (list, tuple)):
-        return [line for number, inner in enumerate(tree) for line in secrets_in(inner, f"{at}[{number}]")]
+        return [one for number, inner in enumerate(tree) for one in secrets_in(inner, f"{at}[{number}]")]
     if isinstance(tree, str) and _IN_URL.search(tree):
-        return [f"{at}: holds a password; {_REMEDY}"]
+        return [(at, f"holds a password; {_REMEDY}")]
     return []
 
 

@@ -268,7 +268,7 @@ def load_for_chat(
     loaded = load_config(config, options, defer_missing=True)
     missing = [m for m in loaded.awaited if m.key.split(".")[0] not in NOT_NEEDED]
     if missing:
-        raise ConfigError([f"{loaded.source}: {m}" for m in missing])
+        raise ConfigError([m.problem for m in missing])
     return loaded
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import chatbridge
 from chatbridge.common.config import LoadedConfig
-from chatbridge.common.documents import DocumentError, read_yaml
-from chatbridge.common.registry import nearest
+from chatbridge.common.registry import MODELS, nearest
+from chatbridge.common.schema import ConfigError
+from chatbridge.common.trees import read_merged
 from chatbridge.inference.engine import load_for_chat, pick_device
 from chatbridge.inference.media import Shown, as_source
 from chatbridge.runners.assembly import Assembly
 
 FOLDER = "eval_configs"
-_USUAL_ARCHITECTURE = "chatbridge"
 
 Processors = dict[str, dict[str, Callable[[Shown], Tensor]]]
 """Modality -> "train" and "eval" -> from a file, bytes or a picture in memory to a tensor [T, ...]."""
@@ -142,8 +142,7 @@ def _reader(processor: Any, training: bool) -> Callable[[Shown], Tensor]:
 def _architecture(file: Path) -> str | None:
     """The architecture that a YAML names; None for one that describes no model."""
     try:
-        tree = read_yaml(file)
-    except DocumentError:
+        model = read_merged(file)[0].get("model")
+    except ConfigError:
         return None
-    model = tree.get("model") if isinstance(tree, dict) else None
-    return str(model.get("arch", _USUAL_ARCHITECTURE)) if isinstance(model, dict) else None
+    return str(model.get(MODELS.tag, MODELS.usual)) if isinstance(model, dict) else None

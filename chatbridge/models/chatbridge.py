@@ -26,7 +26,7 @@ from chatbridge.weights.readers import load_checkpoint, load_trainable
 
 @dataclass(kw_only=True)
 class ChatBridgeConfig:
-    llm: Any = key(help="the frozen language model", registry=LLMS, usual="causal_lm")
+    llm: Any = key(help="the frozen language model", registry=LLMS)
     bridges: dict[str, BridgeConfig] = key(help="the ways of media into it, by names of your choice")
     share_perceivers: bool = key(
         False, help="one Q-Former and one projection for all bridges, as published checkpoints"

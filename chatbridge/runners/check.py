@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from chatbridge.common.checkpoint import resolve_checkpoint
@@ -183,7 +184,14 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
 
 
 def check(assembly: Assembly) -> int:
-    """Print what is wrong, what is still to be fetched, and what the data holds; 0 when nothing is wrong, else 1."""
+    """Print what is wrong, what is still to be fetched, and what the data holds; 0 when nothing is wrong, else 1.
+
+    Of a YAML with a base, also what both say together.
+    """
+    tree = assembly.loaded.tree
+    if len(tree.files) > 1:
+        print("# " + " over ".join(map(str, tree.files)))
+        print(yaml.safe_dump(tree.values, sort_keys=False, allow_unicode=True))
     found = examine(assembly)
     sizes = {}
     if not found.problems:

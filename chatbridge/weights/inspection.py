@@ -151,7 +151,7 @@ def _own_model(path: Path) -> nn.Module:
         if not isinstance(tree, dict):
             raise WeightsError(f"{file}: is no configuration")
         binder = Binder(str(file), file.parent)  # weights that are no longer there do not matter
-        config = binder.component(MODELS, "arch", tree.get("model"), "model", usual="chatbridge")
+        config = binder.component(MODELS, tree.get("model"), "model")
         if binder.problems:
             raise WeightsError(binder.problems[0])
         with torch.device("meta"):

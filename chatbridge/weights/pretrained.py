@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 class ModelSection:
     """What config.json says of the model."""
 
-    model: Any = key(registry=MODELS, tag="arch", usual="chatbridge", help="the model")
+    model: Any = key(registry=MODELS, help="the model")
 
 
 @dataclass(kw_only=True)
@@ -178,7 +178,7 @@ def _read_section(folder: Path, name: str) -> Any:
     binder = Binder(str(file), folder)
     section = {"model": ModelSection, "processors": ProcessorSection}[name]
     settings = binder.dataclass(section, {name: read_object(file).get(name, {})}, "")
-    problems = binder.problems + [f"{file}: {missing}" for missing in binder.missing]
+    problems = binder.problems + [missing.problem for missing in binder.missing]
     if problems or settings is None:
         raise ConfigError(problems)
     return settings

@@ -28,7 +28,7 @@ MODEL = {
         "audio": {"modalities": ["audio"], "encoder": {"name": "beats"}, "perceiver": {"encoder_width": 1408}},
     },
 }
-"""ChatBridge-13B's bridges, as train_configs/chatbridge_pretrain.yaml has them."""
+"""ChatBridge-13B's bridges, as model_configs/chatbridge.yaml has them."""
 
 
 def published_encoder(slot: str) -> nn.Module:

@@ -53,8 +53,8 @@ class Configurations(Target):
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.tiny = [portable(tree, folder) for tree in _tiny(folder)]
-        published = [*(ROOT / "train_configs").glob("*.yaml"), *(ROOT / "eval_configs").glob("*.yaml")]
-        self.published = [file.read_text() for file in sorted(published)]
+        published = sorted(ROOT.glob("*_configs/*.yaml"))
+        self.published = [file.read_text().replace("base: ../", f"base: {ROOT}/") for file in published]
 
     def trial(self, rng: random.Random, folder: Path) -> Iterator[Step]:
         (folder / "files").symlink_to(self.folder)
@@ -90,9 +90,9 @@ class Configurations(Target):
             text = deepened(yaml.safe_dump(changed, sort_keys=False))
             file.write_text(text)
             run = changed.get("run") if isinstance(changed, dict) else None
-            kept = isinstance(run, dict) and run.get("output_dir") == tree["run"]["output_dir"]
+            kept = small and isinstance(run, dict) and run.get("output_dir") == tree["run"]["output_dir"]
             short = kept and ("max_steps" in run or run.get("runner") == "evaluation")
-            return small and short and not RUNNABLE.search(text)
+            return short and not RUNNABLE.search(text)
         text = yaml.safe_dump(tree, sort_keys=False) if small else rng.choice(self.published)
         file.write_bytes(damaged_text(text, rng, SIGNS))
         return False
