@@ -49,15 +49,19 @@ class MixtureConfig:
 class Config:
     """What a run is made of. Each component's own keys are declared beside its class, in its registry."""
 
-    plugins: list[str] = key([], help="Python files or modules that register parts of your own")
-    paths: dict[str, str] = key({}, help="roots to refer to as ${paths.name}; one that is absent is yours to fill")
+    plugins: list[str] = key([], resume="free", help="Python files or modules that register parts of your own")
+    paths: dict[str, str] = key(
+        {}, resume="free", help="roots to refer to as ${paths.name}; one that is absent is yours to fill"
+    )
     model: Any = key(registry=MODELS, help="encoders, bridges and language model")
     tokenizer: str | None = key(None, path=True, help="folder or .model file; by default the language model's folder")
     processors: dict[str, Any] = key({}, registry=PROCESSORS, help="modality -> how its files become tensors")
     task: Any = key(registry=TASKS, help="what a batch means: how samples are rendered, what is scored")
     datasets: dict[str, Any] = key({}, registry=DATASETS, help="the mixture")
     mixture: MixtureConfig = key(MixtureConfig, help="how the datasets share the steps")
-    validation: dict[str, Any] = key({}, registry=DATASETS, help="held-out data, or what an evaluation reads")
+    validation: dict[str, Any] = key(
+        {}, registry=DATASETS, resume="free", help="held-out data, or what an evaluation reads"
+    )
     run: Any = key(registry=RUNNERS, help="the loop and its hyper-parameters")
 
     def __post_init__(self) -> None:

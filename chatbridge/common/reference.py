@@ -17,7 +17,8 @@ def reference() -> str:
     parts = [
         "# Configuration reference\n",
         "Written by `python -m chatbridge.common.reference > docs/configuration.md` from the declared keys; a test",
-        "holds it up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`.\n",
+        "holds it up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`.",
+        "A run may go on with another value of what is *free on resume*.\n",
         "## The file\n",
         *_table(ConfigFile),
     ]
@@ -99,6 +100,8 @@ def _meaning(metadata: Any) -> str:
     low, high = metadata.get("low"), metadata.get("high")
     if low is not None or high is not None:
         text += f" ({'' if low is None else f'{low} '}≤ value{'' if high is None else f' ≤ {high}'})"
+    if metadata.get("resume") == "free":
+        text += "; free on resume"
     return text.replace("|", "\\|").replace("\n", "\\n")
 
 

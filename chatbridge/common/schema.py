@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from chatbridge.common.documents import repaired
 from chatbridge.common.registry import Registry, nearest
@@ -43,6 +43,7 @@ def key(
     path: str | bool = False,
     low: float | None = None,
     high: float | None = None,
+    resume: Literal["must_match", "free"] = "must_match",
 ) -> Any:
     """Declare one configuration key as a dataclass field.
 
@@ -53,10 +54,12 @@ def key(
         registry: the node is a component ``{name: registered name, ...its keys}`` (or a list or dict of them).
         path: True or "input" for a file or folder that must exist, "output" for one that the run makes.
         low, high: inclusive bounds of a number.
+        resume: "free" for a key that says where and how fast a run computes, or what it reports, but not what it
+            learns: a run may go on with another value.
     """
     kind = "input" if path is True else path
     metadata = {"help": help, "unit": unit, "choices": choices, "registry": registry, "path": kind}
-    metadata |= {"low": low, "high": high}
+    metadata |= {"low": low, "high": high, "resume": resume}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     if isinstance(default, (list, dict, set)):

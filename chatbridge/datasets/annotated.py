@@ -18,10 +18,15 @@ from chatbridge.processors.media import MediaLoader
 class AnnotationsConfig(DatasetConfig):
     """Keys of a dataset of annotation files and media folders."""
 
-    annotations: list[str] | str = key(path=True, help="JSON or JSON-lines file, or several of them")
-    media: dict[str, str] = key({}, path=True, help="modality -> folder of its files")
+    annotations: list[str] | str = key(path=True, resume="free", help="JSON or JSON-lines file, or several of them")
+    media: dict[str, str] = key({}, path=True, resume="free", help="modality -> folder of its files")
     cache_mb: int = key(
-        0, low=0, high=1 << 30, unit="MiB", help="memory per worker for media read under evaluation rules"
+        0,
+        resume="free",
+        low=0,
+        high=1 << 30,
+        unit="MiB",
+        help="memory per worker for media read under evaluation rules",
     )
 
     def __post_init__(self) -> None:

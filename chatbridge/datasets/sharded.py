@@ -41,8 +41,10 @@ class WebdatasetConfig(DatasetConfig):
         help="paths, URLs, pipe: commands, with {000..123} or (local) *, or an index.json; a mapping gives each its "
         "share; null takes the folder's index.json, or all its tars",
     )
-    folder: str | None = key(None, path=True, help="where relative paths of shards start")
-    index: str | None = key(None, path=True, help="index.json that tells the sizes of shards named by URL")
+    folder: str | None = key(None, path=True, resume="free", help="where relative paths of shards start")
+    index: str | None = key(
+        None, path=True, resume="free", help="index.json that tells the sizes of shards named by URL"
+    )
     access: str = key(
         "auto",
         choices=("auto", "number", "sequence"),
@@ -51,10 +53,14 @@ class WebdatasetConfig(DatasetConfig):
     )
     shuffle: int = key(1000, low=0, unit="samples", help="shuffled with one another, shard after shard; 0 keeps order")
     retries: int = key(
-        3, low=0, high=16, help="sequence: how often a shard that fails is opened again before it is given up"
+        3,
+        resume="free",
+        low=0,
+        high=16,
+        help="sequence: how often a shard that fails is opened again before it is given up",
     )
     retry_seconds: float = key(
-        1.0, low=0.0, high=3600.0, unit="seconds", help="sequence: wait before that, doubled every time"
+        1.0, resume="free", low=0.0, high=3600.0, unit="seconds", help="sequence: wait before that, doubled every time"
     )
 
     def __post_init__(self) -> None:

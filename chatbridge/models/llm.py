@@ -34,7 +34,9 @@ class CausalLMConfig:
     dtype: str = key("float32", help="precision of the frozen weights", choices=tuple(DTYPES))
     attention: str = key("sdpa", help="attention implementation, by transformers' names")
     random_weights: bool = key(False, help="read only config.json and leave the weights random (tests, dry runs)")
-    gradient_checkpointing: bool = key(False, help="recompute activations in the backward pass to save memory")
+    gradient_checkpointing: bool = key(
+        False, resume="free", help="recompute activations in the backward pass to save memory"
+    )
 
     def __post_init__(self) -> None:
         known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]

@@ -21,14 +21,16 @@ MOST_BATCHES = 20_000_000
 class DeviceConfig:
     """Where and in what precision a run computes."""
 
-    output_dir: str = key(path="output", help="the run folder")
+    output_dir: str = key(path="output", resume="free", help="the run folder")
     seed: int = key(42, help="of data order, dropout and initialisation", low=0, high=2**31 - 1)
-    device: str = key("auto", choices=("auto", "cpu"), help="auto takes the GPUs there are")
+    device: str = key("auto", resume="free", choices=("auto", "cpu"), help="auto takes the GPUs there are")
     amp: bool | str = key(
         "no", choices=("no", "bf16", "fp16", True, False), help="mixed precision; true takes bf16 where the GPU has it"
     )
-    threads: int | None = key(None, help="intra-op threads per process; null leaves PyTorch's choice", low=1, high=1024)
-    num_workers: int = key(0, help="data-loader workers per process", low=0, high=256)
+    threads: int | None = key(
+        None, resume="free", help="intra-op threads per process; null leaves PyTorch's choice", low=1, high=1024
+    )
+    num_workers: int = key(0, resume="free", help="data-loader workers per process", low=0, high=256)
 
     def precision(self) -> str:
         """The name accelerate knows: "no", "bf16" or "fp16"."""
@@ -63,36 +65,61 @@ class TrainingConfig(DeviceConfig):
     max_steps: int | None = key(None, low=1, unit="steps", help="total; null is max_epoch x iters_per_epoch")
     accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimiser step")
     strategy: str = key(
-        "ddp", choices=("ddp", "fsdp"), help="fsdp: the language model's layers are spread over the processes"
+        "ddp",
+        resume="free",
+        choices=("ddp", "fsdp"),
+        help="fsdp: the language model's layers are spread over the processes",
     )
-    offload_frozen: bool = key(False, help="keep the language model in host memory, one layer on the GPU (needs fsdp)")
+    offload_frozen: bool = key(
+        False, resume="free", help="keep the language model in host memory, one layer on the GPU (needs fsdp)"
+    )
     compile: str | None = key(
-        None, help="torch.compile of encoder and language-model layers by this backend (inductor)"
+        None, resume="free", help="torch.compile of encoder and language-model layers by this backend (inductor)"
     )
-    deterministic: bool = key(False, help="deterministic kernels only; slower on GPUs (docs/running.md)")
-    log_every: int = key(10, low=1, unit="steps", help="a line of metrics.jsonl every so often")
-    report_every: int = key(200, low=0, unit="steps", help="report.html is written anew every so often; 0: at the end")
-    checkpoint_every: int = key(1000, low=1, unit="steps", help="a checkpoint every so often, and at the end")
-    keep_checkpoints: int = key(2, low=1, unit="checkpoints", help="older ones are removed")
-    keep_every: int = key(0, low=0, unit="steps", help="checkpoints of multiples of this are never removed; 0: none")
-    async_checkpoints: bool = key(True, help="write files in the background while training goes on")
+    deterministic: bool = key(False, resume="free", help="deterministic kernels only; slower on GPUs (docs/running.md)")
+    log_every: int = key(10, resume="free", low=1, unit="steps", help="a line of metrics.jsonl every so often")
+    report_every: int = key(
+        200, resume="free", low=0, unit="steps", help="report.html is written anew every so often; 0: at the end"
+    )
+    checkpoint_every: int = key(
+        1000, resume="free", low=1, unit="steps", help="a checkpoint every so often, and at the end"
+    )
+    keep_checkpoints: int = key(2, resume="free", low=1, unit="checkpoints", help="older ones are removed")
+    keep_every: int = key(
+        0, resume="free", low=0, unit="steps", help="checkpoints of multiples of this are never removed; 0: none"
+    )
+    async_checkpoints: bool = key(True, resume="free", help="write files in the background while training goes on")
     grace_seconds: float = key(
-        90.0, low=0.0, high=WEEK, unit="s", help="after SIGTERM or SIGUSR1, for a checkpoint and exit 0"
+        90.0, resume="free", low=0.0, high=WEEK, unit="s", help="after SIGTERM or SIGUSR1, for a checkpoint and exit 0"
     )
     hang_seconds: float = key(
-        1800.0, low=0.0, high=WEEK, unit="s", help="name a rank that stands still this long; 0: never"
+        1800.0, resume="free", low=0.0, high=WEEK, unit="s", help="name a rank that stands still this long; 0: never"
     )
-    max_skipped: int = key(10, low=1, unit="steps", help="stop after so many steps in a row with NaN or infinity")
-    stop_at: int | None = key(None, low=1, unit="steps", help="end here with a checkpoint, schedules as if not")
-    validate_every: int = key(0, low=0, unit="steps", help="0 does not validate during training")
-    validate_batches: int | None = key(None, low=1, unit="batches", help="of each validation set; null takes all")
-    resume: str | None = key("auto", help="auto: the latest checkpoint of output_dir if there is one; a path; null")
+    max_skipped: int = key(
+        10, resume="free", low=1, unit="steps", help="stop after so many steps in a row with NaN or infinity"
+    )
+    stop_at: int | None = key(
+        None, resume="free", low=1, unit="steps", help="end here with a checkpoint, schedules as if not"
+    )
+    validate_every: int = key(0, resume="free", low=0, unit="steps", help="0 does not validate during training")
+    validate_batches: int | None = key(
+        None, resume="free", low=1, unit="batches", help="of each validation set; null takes all"
+    )
+    resume: str | None = key(
+        "auto", resume="free", help="auto: the latest checkpoint of output_dir if there is one; a path; null"
+    )
     accept_changes: list[str] = key(
-        [], help="keys that may differ from the resumed run's, e.g. run.init_lr; checkpoint: skip damaged ones"
+        [],
+        resume="free",
+        help="keys that may differ from the resumed run's, e.g. run.init_lr; checkpoint: skip damaged ones",
     )
-    loggers: list[str] = key(["jsonl", "tensorboard"], choices=("jsonl", "tensorboard", "wandb"), help="sinks")
-    strict: bool = key(False, help="stop at the first sample that cannot be read (train.py --strict)")
-    max_bad_share: float = key(0.05, low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable")
+    loggers: list[str] = key(
+        ["jsonl", "tensorboard"], resume="free", choices=("jsonl", "tensorboard", "wandb"), help="sinks"
+    )
+    strict: bool = key(False, resume="free", help="stop at the first sample that cannot be read (train.py --strict)")
+    max_bad_share: float = key(
+        0.05, resume="free", low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable"
+    )
     compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
 
     def __post_init__(self) -> None:

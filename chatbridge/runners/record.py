@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import subprocess
@@ -15,25 +16,15 @@ from typing import Any
 import torch
 import yaml
 
+from chatbridge.common.config import Config
 from chatbridge.common.digests import sha256
+from chatbridge.common.schema import to_plain
 from chatbridge.datasets.builder import TaskDataset
 
 PACKAGES = (
     "chatbridge", "torch", "torchvision", "torchaudio", "transformers", "accelerate", "timm", "webdataset",
     "sentencepiece", "decord", "av", "numpy", "safetensors",
 )  # fmt: skip
-
-MEANINGLESS = (
-    "paths", "plugins", "validation", "run.output_dir", "run.device", "run.threads", "run.num_workers",
-    "run.strategy", "run.offload_frozen", "run.compile", "run.deterministic", "run.log_every", "run.report_every",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.async_checkpoints", "run.grace_seconds",
-    "run.hang_seconds", "run.max_skipped", "run.stop_at", "run.validate_every", "run.validate_batches", "run.resume",
-    "run.accept_changes", "run.loggers", "run.strict", "run.max_bad_share", "model.llm.gradient_checkpointing",
-)  # fmt: skip
-"""Keys that change where and how fast a run computes, or what it tells, but not what it learns."""
-
-PLACES = ("annotations", "index", "media", "folder", "cache_mb", "retries", "retry_seconds")
-"""Keys of a dataset that say where it is, not what: annotation files are compared by their content."""
 
 
 def file_hashes(datasets: Mapping[str, TaskDataset]) -> dict[str, dict[str, str]]:
@@ -105,17 +96,18 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]
+    before: Mapping[str, Any], now: Config, hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Keys of a configuration that mean something else now -> "old -> new".
+    """Keys of a configuration that must be the same (`schema.key`) and are not -> "old -> new".
 
     Args:
+        before: as plain values.
         hashes_before, hashes_now: what `file_hashes` gave then and now.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(before), _flat(to_plain(now))
     found = {}
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and _meaningful(key) and not _newer_default(key, old, new):
+        if old.get(key) != new.get(key) and not (_is_free(now, key) or _newer_default(key, old, new)):
             found[key] = f"{_show(old, key)} -> {_show(new, key)}"
     for name in hashes_before.keys() & hashes_now.keys():
         if sorted(hashes_before[name].values()) != sorted(hashes_now[name].values()):
@@ -156,11 +148,17 @@ def _under(key: str, name: str) -> bool:
     return key == name or key.startswith(name + ".")
 
 
-def _meaningful(key: str) -> bool:
-    if any(_under(key, name) for name in MEANINGLESS):
-        return False
-    parts = key.split(".")
-    return not (parts[0] == "datasets" and len(parts) > 2 and parts[2] in PLACES)
+def _is_free(config: Any, key: str) -> bool:
+    """Whether a key is declared as one that may differ when a run goes on."""
+    for name in key.split("."):
+        if isinstance(config, dict):
+            config = config.get(name)
+            continue
+        fields = {f.name: f for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+        if name not in fields or fields[name].metadata.get("resume") == "free":
+            return name in fields
+        config = getattr(config, name)
+    return False
 
 
 def _newer_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from chatbridge.common.checkpoint import (
@@ -23,6 +22,7 @@ from chatbridge.common.checkpoint import (
     older_checkpoints,
     resolve_checkpoint,
 )
+from chatbridge.common.config import Config
 from chatbridge.common.documents import DocumentError, read_yaml
 from chatbridge.common.ledger import join_counts
 from chatbridge.runners.config import TrainingConfig
@@ -68,37 +68,38 @@ class Resumed:
             raise CheckpointError(f"{self.folder / TRAINER}: does not fit this run: {reason}") from error
 
 
-def find_resumable(config: TrainingConfig, text: str, hashes: Mapping[str, Any], world: int) -> Resumed | None:
+def find_resumable(config: Config, hashes: Mapping[str, Any], world: int) -> Resumed | None:
     """The checkpoint that ``run.resume`` means; None to start from the beginning.
 
     Args:
-        text: the configuration, as YAML. hashes: of the annotation files. world: processes now.
+        hashes: of the annotation files. world: processes now.
 
     Raises:
         ValueError: the checkpoint is damaged, or was made by a configuration that means something else.
     """
-    if config.resume is None:
+    run: TrainingConfig = config.run
+    if run.resume is None:
         return None
     replaced = []
     try:
-        folder = find_latest(config.output_dir) if config.resume == "auto" else resolve_checkpoint(config.resume)
+        folder = find_latest(run.output_dir) if run.resume == "auto" else resolve_checkpoint(run.resume)
         if folder is None:
             return None
         stored = _read(folder)
     except CheckpointError as damage:
-        if config.resume != "auto":
+        if run.resume != "auto":
             raise
-        folder, stored = _good_one(config, damage)
+        folder, stored = _good_one(run, damage)
         replaced = [f"checkpoint: {damage} -> {folder.name}, the newest that is good"]
     weights, trainer, before = stored
-    found = changes(before, yaml.safe_load(text), trainer.get("annotations") or {}, hashes)
-    accepted = replaced + refuse(found, config.accept_changes, folder)
+    found = changes(before, config, trainer.get("annotations") or {}, hashes)
+    accepted = replaced + refuse(found, run.accept_changes, folder)
     if trainer["world"] != world:
         logger.warning(
             "%s was written by %d processes, now there are %d: the same samples make up every step, in other parts",
             folder.name, trainer["world"], world,
         )  # fmt: skip
-    lanes = any(name in config.accept_changes for name in ("run.num_workers", "world"))
+    lanes = any(name in run.accept_changes for name in ("run.num_workers", "world"))
     return Resumed(folder, weights, trainer, accepted, lanes)
 
 

@@ -153,7 +153,7 @@ class TrainingRunner:
 
     def _resume(self) -> Resumed | None:
         """Take over the state of the checkpoint that ``run.resume`` means, if there is one."""
-        resumed = find_resumable(self.config, self.assembly.loaded.to_yaml(), self.hashes, self.world)
+        resumed = find_resumable(self.assembly.config, self.hashes, self.world)
         found = gather_object(["none" if resumed is None else resumed.folder.name])
         if len(set(found)) > 1:
             names = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(found))
