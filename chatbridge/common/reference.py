@@ -1,24 +1,37 @@
-"""The configuration reference, written from the declared keys themselves: ``python -m chatbridge.common.reference``."""
+"""The configuration reference, written from the declared keys: ``python -m chatbridge.common.reference docs``."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from chatbridge.common.config import ConfigFile
 from chatbridge.common.registry import registries
 
+HEAD = """\
+# Configuration reference
+
+Written from the declared keys by `python -m chatbridge.common.reference docs`, like `configuration.schema.json`; a test
+holds both up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`. Relative paths
+start in the folder of the file they stand in, or in the working folder. `--check` shows a file and its `base` as one.
+A run may go on with another value of what is *free on resume*.
+
+Editors with yaml-language-server (VS Code: the extension redhat.vscode-yaml) complete and check a YAML that has a line
+`# yaml-language-server: $schema=../docs/configuration.schema.json`. One with `plugins:` may name parts of any name.
+"""
+
 
 def reference() -> str:
     """Markdown tables of every key of every registered part. Call `chatbridge.register_all` first."""
     parts = [
-        "# Configuration reference\n",
-        "Written by `python -m chatbridge.common.reference > docs/configuration.md` from the declared keys; a test",
-        "holds it up to date. Any key can be overridden: `train.py --cfg-path CFG --options run.init_lr=5e-5`.",
-        "A run may go on with another value of what is *free on resume*.\n",
+        HEAD,
         "## The file\n",
         *_table(ConfigFile),
     ]
@@ -48,7 +61,7 @@ def _table(config: type) -> list[str]:
     hints = dict(_hints(config))
     for f in dataclasses.fields(config):
         if f.init:
-            rows.append(f"| `{f.name}` | {_type(hints[f.name], f.metadata)} | {_default(f)} | {_meaning(f.metadata)} |")
+            rows.append(f"| `{f.name}` | {_type(hints[f.name], f.metadata)} | {_default(f)} | {_cell(f.metadata)} |")
     return [*rows, ""]
 
 
@@ -91,22 +104,33 @@ def _default(f: dataclasses.Field) -> str:
     return f"`{registry.usual}`" if registry is not None and registry.usual else "**required**"
 
 
-def _meaning(metadata: Any) -> str:
+def meaning(metadata: Any) -> str:
+    """What a key does, in one line."""
     text = metadata.get("help", "")
     if metadata.get("unit"):
         text += f" [{metadata['unit']}]"
+    return text + "; free on resume" if metadata.get("resume") == "free" else text
+
+
+def _cell(metadata: Any) -> str:
+    text = meaning(metadata)
     if metadata.get("choices"):
         text += "; one of " + ", ".join(f"`{c}`" for c in metadata["choices"])
     low, high = metadata.get("low"), metadata.get("high")
     if low is not None or high is not None:
         text += f" ({'' if low is None else f'{low} '}≤ value{'' if high is None else f' ≤ {high}'})"
-    if metadata.get("resume") == "free":
-        text += "; free on resume"
     return text.replace("|", "\\|").replace("\n", "\\n")
 
 
 if __name__ == "__main__":
     from chatbridge import register_all
+    from chatbridge.common.json_schema import json_schema
 
     register_all()
-    print(reference())
+    folder = Path(sys.argv[1])
+    (folder / "configuration.md").write_text(reference(), encoding="utf-8")
+    text = json.dumps(json_schema(), indent=1, ensure_ascii=False)
+    text = re.sub(
+        r"\[\n([^][{}]+)\n\s*\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]).strip() + "]", text
+    )  # short lists
+    (folder / "configuration.schema.json").write_text(text + "\n", encoding="utf-8")
