@@ -16,8 +16,7 @@ import train
 from chatbridge.datasets import Collator
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.evaluation.metrics import Score, exact_match, normalise
-from chatbridge.evaluation.report import ReportInput, StageFiles, read_rows, write_report
-from chatbridge.evaluation.rows import RowFile
+from chatbridge.evaluation.rows import RowFile, read_rows
 from chatbridge.evaluation.scores import is_correct, score
 from chatbridge.runners.evaluation import EvaluationRunner
 from tests import tiny
@@ -224,18 +223,12 @@ def test_rows_can_always_be_written(tmp_path):
     assert rows_of(file.path) == [row] and read_rows(file.path) == [row]
 
 
-def test_failed_questions_are_told_beside_the_score_and_in_the_report(tmp_path):
+def test_failed_questions_are_told_beside_the_score():
     rows = [
         {"dataset": "mine", "condition": "full", "group": "", "correct": c, "references": ["x"]} for c in (True, None)
     ]
     rows += [{**rows[1], "error": "gone"}] * 2
     assert score(rows)["mine"]["full"][""] == Score.of([True], 2)
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stage = StageFiles(answers=tmp_path / "p.jsonl")
-    runs = ReportInput(stage1=StageFiles(), stage2=stage, wall_seconds={}, peak_rss_bytes=1, seed=0)
-    report = write_report(tmp_path / "out", runs)
-    assert report["failed"] == {"stage2": {"mine": 2}} and report["other"]["mine"]["full"]["n"] == 1
-    assert "2 questions of mine (stage2)" in (tmp_path / "out" / "report.md").read_text()
 
 
 # Exact match

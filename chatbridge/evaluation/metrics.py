@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 _EDGES = " \t\n.,;:!?\"'"
@@ -26,27 +26,16 @@ def normalise(text: str) -> str:
     return _ARTICLES.sub("", plain).strip(_EDGES) or plain
 
 
-def verdict(text: str) -> str:
-    """What an answer that reasons ends in: the words behind its last "so", normalised; any other answer whole.
-
-    "red vs blue differ, so no" is judged by its "no": a right verdict is asked for, not one way to it.
-    """
-    return normalise(re.split(r"\bso\b", text)[-1])
-
-
-def exact_match(prediction: str, references: Sequence[str], reading: Callable[[str], str] = normalise) -> bool:
-    """Whether the prediction reads like one of the acceptable answers. No answer at all never does.
-
-    Args:
-        reading: `normalise` for captions, `verdict` for answers that may reason first.
+def exact_match(prediction: str, references: Sequence[str]) -> bool:
+    """Whether the prediction reads like one of the acceptable answers, normalised. No answer at all never does.
 
     Raises:
         ValueError: when there is no reference to compare with.
     """
     if not references:
         raise ValueError(f"prediction '{prediction}' has no reference answer to compare with")
-    said = reading(prediction)
-    return bool(said) and any(said == reading(reference) for reference in references)
+    said = normalise(prediction)
+    return bool(said) and any(said == normalise(reference) for reference in references)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

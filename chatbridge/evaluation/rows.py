@@ -1,12 +1,14 @@
-"""Answers as JSON lines: written as they come, so that a run that is killed leaves those that it had."""
+"""Answers as JSON lines: written as they come, so that a run that is killed leaves those that it had; read again."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from chatbridge.common.documents import parse_json, read_text
 
 NAME = "predictions.jsonl"
 
@@ -41,6 +43,23 @@ class RowFile:
         os.replace(whole, self.path)
         for part in self.folder.glob("predictions_rank*.jsonl"):
             part.unlink()
+
+
+def read_rows(path: Path, keys: Sequence[str] = ("dataset", "condition", "correct")) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, each with `keys`.
+
+    Raises:
+        ValueError: when the file is missing or a line is not such an object.
+    """
+    rows, text = [], read_text(path)
+    # Not splitlines(): an answer may hold a character that it takes for the end of a line.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+        row = parse_json(line, f"{path}: line {number}")
+        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}: line {number} has no '{missing[0]}'; is it the right file?")
+        rows.append(row)
+    return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:

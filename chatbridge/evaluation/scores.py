@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from chatbridge.evaluation.metrics import Score, exact_match, normalise
+from chatbridge.evaluation.metrics import Score, exact_match
 
 Scores = dict[str, dict[str, dict[str, Score]]]
 """dataset -> condition -> group ("" for all) -> score."""
@@ -20,11 +20,9 @@ def is_correct(prediction: str, references: Sequence[str], verdict_after: str | 
     """
     if not references:
         return None
-
-    def reading(text: str) -> str:
-        return normalise(text if verdict_after is None else text.rpartition(verdict_after)[2])
-
-    return exact_match(prediction, references, reading)
+    if verdict_after is not None:
+        prediction, *references = (text.rpartition(verdict_after)[2] for text in (prediction, *references))
+    return exact_match(prediction, references)
 
 
 def score(rows: Iterable[Mapping[str, Any]]) -> Scores:

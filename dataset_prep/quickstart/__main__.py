@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 
 from chatbridge.common.documents import read_json
-from chatbridge.evaluation.markdown import runs_table, summary_table
-from chatbridge.evaluation.report import ReportInput, StageFiles, write_report
+from dataset_prep.quickstart.report import write_report
+from dataset_prep.quickstart.tables import runs_table, summary_table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = {
     "stage1": "train_configs/quickstart.yaml",
     "stage2": "instructiontuning_configs/quickstart.yaml",
@@ -116,15 +116,6 @@ def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> N
             meter.phase(f"{stage}_captions", train_command(CAPTIONS, captions))
 
 
-def files_of(out: Path, stage: str) -> StageFiles:
-    """What `run_seed` left of one stage."""
-    return StageFiles(
-        answers=out / f"{stage}_answers" / "predictions.jsonl",
-        captions=out / f"{stage}_captions" / "predictions.jsonl",
-        metrics=out / stage / "metrics.jsonl",
-    )
-
-
 def processor_of(run: Path) -> str:
     """The instructions that a training ran with, as PyTorch names them: "AVX2", "AVX512", "DEFAULT"."""
     return read_json(run / "run.json")["versions"]["cpu_capability"]
@@ -170,16 +161,14 @@ def main(argv: list[str] | None = None) -> int:
             for stage in STAGES:  # a quickstart starts afresh: what an earlier one left is not resumed
                 shutil.rmtree(out / stage, ignore_errors=True)
             run_seed(meter, out, world, seed, scale)
-        runs = ReportInput(
-            stage1=files_of(out, "stage1"),
-            stage2=files_of(out, "stage2"),
-            wall_seconds=meter.seconds,
-            total_seconds=time.perf_counter() - started,
-            peak_rss_bytes=meter.peak_rss,
-            seed=seed,
-            settings={"scale": args.scale, "world_seed": args.world_seed, "processor": processor_of(out / "stage2")},
-        )
-        write_report(out, runs)
+        total = round(time.perf_counter() - started, 1)
+        processor = processor_of(out / "stage2")
+        write_report(out, {
+            "seed": seed,
+            "settings": {"scale": args.scale, "world_seed": args.world_seed, "processor": processor},
+            "wall_seconds": {**meter.seconds, "total": total},
+            "peak_rss_bytes": meter.peak_rss,
+        })  # fmt: skip
         reports.append(out / "report.json")
         print(f"\nreport: {out / 'report.md'} (and report.json, plots beside it)", flush=True)
     for page in args.table:
