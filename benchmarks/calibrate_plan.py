@@ -53,6 +53,7 @@ from chatbridge.planning.report import table
 from chatbridge.planning.result import PlanOptions
 from chatbridge.planning.sharding import Sharding
 from chatbridge.planning.throughput import seconds
+from chatbridge.runners import TrainingConfig
 
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.25
 
@@ -121,7 +122,7 @@ def run(name: str, model: ChatBridge, shape: BatchShape, amp: str | None, planne
     where = model.device
     geometry = Geometry(model, amp)
     always = resident(inventory(model), geometry, Sharding())
-    optimisers = build_optimizers(model.named_parameters(), 1e-5, 0.05, (0.9, 0.999))
+    optimisers = build_optimizers(model.named_parameters(), TrainingConfig(output_dir="", init_lr=1e-5))
     _make_states(model, optimisers)
     batch = made_up(model, shape).to(where)
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16" and where.type == "cuda")
@@ -158,7 +159,7 @@ def simulate(model: ChatBridge, shapes: dict[str, BatchShape], amp: str | None) 
     rows = []
     for name, shape in shapes.items():
         with mode:
-            (optimiser,) = build_optimizers(model.named_parameters(), 1e-5, 0.05, (0.9, 0.999))
+            (optimiser,) = build_optimizers(model.named_parameters(), TrainingConfig(output_dir="", init_lr=1e-5))
             _make_states(model, [optimiser])
             states = [t for s in optimiser.state.values() for t in s.values()]
             with LiveBytes([*model.parameters(), *model.buffers(), *states]) as live:

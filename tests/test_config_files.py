@@ -135,7 +135,7 @@ def test_overrides_of_every_sort(write):
         ("inner", {"rate": float("nan")}, "nan is not a finite number"),
         ("inner", {"rate": float("-inf")}, "-inf is not a finite number"),
         ("inner", {"rate": b"1"}, "expected float, found bytes"),
-        ("colour", "blue", "expected a mapping with 'name: <colour>'"),
+        ("colour", 7, "expected a mapping with 'name: <colour>'"),
         ("colour", {"name": ["blue"]}, "expected a mapping with 'name: <colour>'"),
         ("many", [1], "expected a mapping"),
         ("many", {True: {"kind": "blue"}}, "expected a name, found bool True"),

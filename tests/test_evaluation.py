@@ -41,5 +41,4 @@ def test_exact_match_reads_past_form():
     assert normalise("  The red  Square. ") == "red square"
     assert exact_match("A red square.", ["red square"])
     assert not exact_match("red square rises", ["red square"])
-    with pytest.raises(ValueError, match="no reference"):
-        exact_match("x", [])
+    assert exact_match("x", []) is None

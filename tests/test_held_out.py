@@ -15,9 +15,9 @@ import pytest
 import train
 from chatbridge.datasets import Collator
 from chatbridge.datasets.held_out import HeldOut
-from chatbridge.evaluation.metrics import Score, exact_match, normalise
+from chatbridge.evaluation.metrics import Answer, ExactMatch, Score, exact_match, normalise
 from chatbridge.evaluation.rows import RowFile, read_rows
-from chatbridge.evaluation.scores import is_correct, score
+from chatbridge.evaluation.scores import Scores, score
 from chatbridge.runners.evaluation import EvaluationRunner
 from tests import tiny
 from tests.reading_tools import folder_set, write_folder
@@ -224,11 +224,10 @@ def test_rows_can_always_be_written(tmp_path):
 
 
 def test_failed_questions_are_told_beside_the_score():
-    rows = [
-        {"dataset": "mine", "condition": "full", "group": "", "correct": c, "references": ["x"]} for c in (True, None)
-    ]
-    rows += [{**rows[1], "error": "gone"}] * 2
-    assert score(rows)["mine"]["full"][""] == Score.of([True], 2)
+    row = {"condition": "full", "group": "", "question": "?", "references": ["x"], "prediction": "X."}
+    rows = [row, {**row, "references": []}, *[{**row, "prediction": None, "error": "gone"}] * 2]
+    (groups,) = score(rows, [ExactMatch()]).values()
+    assert groups == {"": Scores({"exact_match": Score.of([True])}, failed=2)}
 
 
 # Exact match
@@ -249,11 +248,11 @@ def test_failed_questions_are_told_beside_the_score():
     ],
 )  # fmt: skip
 def test_articles_are_articles_only_in_front_of_a_word(said, answer, right):
-    assert is_correct(said, [answer]) is right
-    assert exact_match(said, ["something else", answer]) is right
+    assert exact_match(said, [answer]) is exact_match(said, ["something else", answer]) is right
     assert normalise(normalise(said)) == normalise(said)
 
 
 def test_a_verdict_that_is_missing_is_wrong():
-    assert is_correct("red vs blue differ, so", ["so no"], "so") is False
-    assert is_correct("red vs blue differ, so no", ["so no"], "so") is True
+    for said, right in (("red vs blue differ, so", False), ("red vs blue differ, so no", True)):
+        answer = Answer.of({"prediction": said, "references": ["so no"], "question": "", "group": ""}, "so")
+        assert exact_match(answer.prediction, answer.references) is right

@@ -1,4 +1,4 @@
-"""Muon: PyTorch's, but for the precision in which it iterates."""
+"""Optimizers by name; Muon is PyTorch's, but for the precision in which it iterates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chatbridge.common.optim import Muon
+from chatbridge.common.optim import AdamWConfig, Muon, MuonConfig, build_optimizers, set_learning_rate
+from chatbridge.runners import TrainingConfig
 
 SHAPES = [(24, 40), (40, 24), (16, 16)]
 
@@ -94,3 +95,31 @@ def test_a_closure_is_called_and_matrices_without_a_gradient_stay():
     assert torch.equal(second, before)
     with pytest.raises(ValueError, match="2D"):
         Muon([torch.nn.Parameter(torch.ones(3))])
+
+
+def parameters() -> list[tuple[str, torch.nn.Parameter]]:
+    return [("matrix", torch.nn.Parameter(torch.ones(2, 3))), ("bias", torch.nn.Parameter(torch.ones(3)))]
+
+
+def test_keys_of_its_own_stand_before_those_of_the_run():
+    run = {"output_dir": "", "init_lr": 1e-3, "weight_decay": 0.1, "betas": [0.8, 0.9], "muon_lr": 0.02}
+    (plain,) = build_optimizers(parameters(), TrainingConfig(**run))
+    (own,) = build_optimizers(parameters(), TrainingConfig(**run, optimizer=AdamWConfig(lr=2e-3, weight_decay=0.0)))
+    rest, muon = build_optimizers(parameters(), TrainingConfig(**run, optimizer=MuonConfig(weight_decay=0.3)))
+    set_learning_rate([plain, own, rest, muon], 5e-4)  # half of the way
+    shown = [[one.param_groups[0][name] for name in ("lr", "weight_decay")] for one in (plain, own, rest, muon)]
+    assert shown == [[5e-4, 0.1], [1e-3, 0.0], [5e-4, 0.1], [0.01, 0.3]]
+    assert [one.param_groups[0]["betas"] for one in (plain, own, rest)] == [(0.8, 0.9)] * 3
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"init_lr": 0.0, "optimizer": MuonConfig()}, "run.init_lr must be positive"),
+        ({"amp": "fp16", "optimizer": MuonConfig()}, "run.optimizer muon: amp fp16 .* take amp: bf16"),
+        ({"optimizer": AdamWConfig(betas=[0.9])}, "betas: two numbers"),
+    ],
+)
+def test_keys_that_do_not_go_together(run, said):
+    with pytest.raises(ValueError, match=said):
+        build_optimizers(parameters(), TrainingConfig(output_dir="", **run))

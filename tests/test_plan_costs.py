@@ -14,6 +14,7 @@ from chatbridge import register_all
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
 from chatbridge.common.config import load_config
 from chatbridge.common.optim import build_optimizers
+from chatbridge.common.registry import OPTIMIZERS
 from chatbridge.models import (
     BeatsConfig,
     BridgeConfig,
@@ -31,6 +32,7 @@ from chatbridge.planning.inventory import inventory, meta_model
 from chatbridge.planning.measure import LiveBytes, SavedBytes, as_fake, fake_loss
 from chatbridge.planning.memory import resident, step_memory
 from chatbridge.planning.sharding import Sharding
+from chatbridge.runners import TrainingConfig
 from chatbridge.weights import DTYPES
 from tests import tiny
 
@@ -238,8 +240,8 @@ def test_the_real_model_simulated_without_its_content(file, modality, samples, s
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_bytes_of_the_optimisers(name):
     made, geometry, given, *_ = build("fp32 image and audio")
-    rates = {"muon_lr": 0.01} if name == "muon" else {}
-    optimisers = build_optimizers(made.named_parameters(), 1e-3, 0.0, (0.9, 0.999), **rates)
+    run = TrainingConfig(output_dir="", weight_decay=0.0, optimizer=OPTIMIZERS.configured(name))
+    optimisers = build_optimizers(made.named_parameters(), run)
     made(given).loss.backward()
     for optimiser in optimisers:
         optimiser.step()

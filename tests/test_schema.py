@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from chatbridge.common.registry import Registry
-from chatbridge.common.schema import ConfigError, bind, key, to_plain
+from chatbridge.common.schema import ConfigError, bind, inherited, key, to_plain
 
 COLOURS = Registry("colour")
 PAINTS = Registry("paint", tag="kind", usual="blue")
@@ -62,6 +63,37 @@ def test_a_good_one_round_trips():
     assert plain["colour"] == {"name": "blue", "depth": 2}
     assert plain["many"]["x"] == plain["many"]["y"] == {"kind": "blue", "depth": 1}
     assert bind(Outer, plain) == config
+
+
+def test_a_bare_name_stands_for_a_component_of_that_name():
+    @dataclass(kw_only=True)
+    class Parts:
+        one: Any = key("blue", registry=COLOURS)
+        several: list[Any] = key(["red", "blue"], registry=COLOURS)
+        perhaps: list[Any] | None = key(None, registry=COLOURS)
+
+    assert bind(Parts, {}) == Parts(one=BlueConfig(), several=[Red, BlueConfig()])
+    given = {"one": "red", "several": ["blue", {"name": "blue", "depth": 2}], "perhaps": ["red"]}
+    bound = bind(Parts, given)
+    assert bound == Parts(one=Red, several=[BlueConfig(), BlueConfig(depth=2)], perhaps=[Red])
+    assert bind(Parts, to_plain(bound)) == bound
+    with pytest.raises(ConfigError, match=r"several\[1\]\.name: no colour is called 'blu'; did you mean 'blue'"):
+        bind(Parts, {"several": ["red", "blu"]})
+
+
+def test_keys_that_are_null_are_taken_from_around_a_component():
+    @dataclass(kw_only=True)
+    class Around:
+        depth: int = 5
+        other: int = 6
+
+    @dataclass(kw_only=True)
+    class Own:
+        depth: int | None = None
+        lr: float | None = None
+        other: int | None = 3
+
+    assert inherited(Own(), Around()) == Own(depth=5, lr=None, other=3)
 
 
 def test_unknown_key_names_file_key_and_nearest():

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from chatbridge.common.checkpoint import find_latest, load_weights
-from chatbridge.common.logging import MetricsLog
+from chatbridge.common.loggers import JsonLines, MetricsLog
 from chatbridge.runners.step import OptimiserStep
 from tests import tiny
 from tests.patience import PATIENCE
@@ -115,14 +115,14 @@ def test_two_ranks_equal_one(tmp_path):
 
 def test_muon_trains_resumes_and_refuses_fp16(tmp_path, capsys):
     tree = tiny.make_config(tmp_path, max_steps=4, checkpoint_every=2, optimizer="muon", max_grad_norm=1.0)
-    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'whole'}") == 0
+    assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'whole'}", "run.optimizer={name: muon, lr: 0.01}") == 0
     assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'parts'}") == 0
     parts = tmp_path / "parts" / "checkpoints"
     (parts / "latest").write_text("step_00000002")  # as if killed after the first checkpoint
     assert run(tmp_path, tree, f"run.output_dir={tmp_path / 'parts'}") == 0
     one, two = (load_weights(find_latest(tmp_path / name)) for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert run(tmp_path, tree, "run.amp=fp16") == 1
+    assert train.main(["--cfg-path", str(tmp_path / "run.yaml"), "--check", "--options", "run.amp=fp16"]) == 1
     assert "take amp: bf16" in capsys.readouterr().err
 
 
@@ -143,10 +143,12 @@ def test_every_number_reaches_the_sinks_and_no_key_is_handed_on(tmp_path, monkey
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     monkeypatch.setenv("WANDB_API_KEY", "not-for-files")
-    tree = tiny.make_config(tmp_path, max_steps=3, loggers=["jsonl", "tensorboard", "wandb"])
+    loggers = ["jsonl", "tensorboard", {"name": "wandb", "project": "bridges"}]
+    tree = tiny.make_config(tmp_path, max_steps=3, loggers=loggers)
     assert run(tmp_path, tree) == 0
     assert told["finished"] and told["init"]["config"]["run"]["max_steps"] == 3
     assert "not-for-files" not in str(told["init"]) and told["init"]["resume"] == "allow"
+    assert told["init"]["project"] == "bridges" and "entity" not in told["init"]
     dataset = metrics(tmp_path / "output")[0]["dataset"]
     assert {"train/loss", f"train/losses/{dataset}", "train/grad_norms/bridges.audio.perceiver"} <= told[1].keys()
     accumulator = EventAccumulator(str(tmp_path / "output" / "tensorboard")).Reload()
@@ -166,7 +168,7 @@ def test_a_resumed_log_keeps_rows_and_nothing_else(tmp_path):
     ]
     rows = [b'{"step": 1, "split": "train"}', b'{"step": 2, "split": "train"}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([rows[0], *rubbish[:4], rows[1], *rubbish[4:]]))
-    MetricsLog(tmp_path, ["jsonl"], resumed_at=2).close()
+    MetricsLog([JsonLines], tmp_path, resumed_at=2).close()
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == rows
 
 

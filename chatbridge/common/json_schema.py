@@ -69,7 +69,7 @@ class _Definitions:
             return {**_or_reference("object"), "additionalProperties": inner}
         if origin in (list, tuple) or hint is list:
             return {**_or_reference("array"), "items": self.value(args[0], metadata) if args else {}}
-        if metadata.get("registry") is not None and hint is not str:
+        if metadata.get("registry") is not None:
             return self.component(metadata["registry"])
         if dataclasses.is_dataclass(hint):
             return self.once(hint.__name__, lambda: self.mapping(hint))
@@ -105,8 +105,6 @@ class _Definitions:
             inner = self.names_in(hint) if dataclasses.is_dataclass(hint) else {}
             return {"properties": inner} if inner else {}
         known = {"if": {"type": "string"}, "then": {"anyOf": [{"enum": list(registry)}, REFERENCE]}}
-        if hint is str:
-            return known
 
         def make() -> Schema:
             inner = {registry.tag: known}
@@ -148,8 +146,6 @@ def _either(options: list[Schema]) -> Schema:
 def _leaf(hint: Any, metadata: Mapping[str, Any]) -> Schema:
     if metadata.get("choices"):
         return {"anyOf": [{"enum": list(metadata["choices"])}, REFERENCE]}
-    if metadata.get("registry") is not None:
-        return {"anyOf": [{"enum": list(metadata["registry"])}, {"type": "string"}]}
     if hint in TYPES:
         bounds = {"minimum": metadata.get("low"), "maximum": metadata.get("high")}
         bounds = {name: bound for name, bound in bounds.items() if bound is not None and hint is not bool}
@@ -161,5 +157,7 @@ def _leaf(hint: Any, metadata: Mapping[str, Any]) -> Schema:
 def _default(f: dataclasses.Field) -> Schema:
     if f.default is not dataclasses.MISSING:
         return {"default": f.default}
+    if "default" in f.metadata:
+        return {"default": f.metadata["default"]}
     value = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
     return {"default": value} if isinstance(value, (list, dict)) else {}

@@ -1,13 +1,20 @@
-"""Optimisers and their groups over the trainable parameters."""
+"""Optimizers by name (``run.optimizer``), and their groups over the trainable parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim._muon import _adjust_lr
+
+from chatbridge.common.registry import OPTIMIZERS
+from chatbridge.common.schema import inherited, key
+
+Named = Sequence[tuple[str, nn.Parameter]]
+"""Trainable parameters and their names."""
 
 DECAY_RULES = ("all", "matrices")
 
@@ -58,8 +65,8 @@ def _orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], st
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay: str = "all"
-) -> list[dict[str, object]]:
-    """Groups for AdamW over the parameters that require a gradient.
+) -> list[dict[str, Any]]:
+    """Groups over the parameters that require a gradient, by whether they decay.
 
     Args:
         named: (name, parameter) pairs; frozen ones are left out (they have no gradient, so the original's single
@@ -82,36 +89,86 @@ def _is_table(name: str) -> bool:
     return "query_tokens" in name or "temporal" in name
 
 
-def build_optimizers(
-    named: Iterable[tuple[str, nn.Parameter]],
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    decay: str = "all",
-    muon_lr: float | None = None,
-) -> list[torch.optim.Optimizer]:
-    """AdamW over everything trainable or, with `muon_lr`, Muon over its matrices and AdamW over the rest.
+@dataclass(kw_only=True)
+class AdamWConfig:
+    """AdamW. What is null here is as the run says."""
 
-    Args:
-        named: (name, parameter) pairs.
-        lr: AdamW's peak rate; muon_lr: Muon's (its update is orthogonal, so its rates are about ten times larger).
-        weight_decay, decay: see `parameter_groups`.
+    lr: float | None = key(None, low=0.0, high=1e3, help="peak learning rate; null: run.init_lr")
+    weight_decay: float | None = key(None, low=0.0, high=1e3, help="decoupled weight decay; null: run.weight_decay")
+    betas: list[float] | None = key(None, low=0.0, help="of the moments, below 1; null: run.betas")
+    eps: float = key(1e-8, low=0.0, high=1.0, help="keeps divisors away from zero")
+
+
+@OPTIMIZERS.register("adamw", config=AdamWConfig)
+def adamw(config: AdamWConfig, named: Named, run: Any) -> list[torch.optim.Optimizer]:
+    """AdamW over everything, as published."""
+    config = inherited(config, run)
+    check_betas(config.betas)
+    groups = with_peak(parameter_groups(named, config.weight_decay, run.decay), config.lr, run)
+    return [torch.optim.AdamW(groups, lr=run.init_lr, betas=tuple(config.betas), eps=config.eps)]
+
+
+@dataclass(kw_only=True)
+class MuonConfig:
+    """Muon for the matrices. What is null here is as the run says, as everything of the AdamW for the rest is."""
+
+    lr: float | None = key(
+        None, low=0.0, high=1e3, help="peak learning rate, about ten times AdamW's; null: run.muon_lr"
+    )
+    weight_decay: float | None = key(None, low=0.0, high=1e3, help="decoupled weight decay; null: run.weight_decay")
+    momentum: float = key(0.95, low=0.0, high=1.0, help="of the average of gradients")
+
+
+@OPTIMIZERS.register("muon", config=MuonConfig)
+def muon(config: MuonConfig, named: Named, run: Any) -> list[torch.optim.Optimizer]:
+    """AdamW over what is no matrix, and Muon over the matrices."""
+    config = inherited(config, run)
+    matrices = [parameter for _, parameter in named if parameter.dim() == 2]
+    optimizers = adamw(AdamWConfig(), [(name, p) for name, p in named if p.dim() != 2], run)
+    if matrices:
+        lr = run.muon_lr if config.lr is None else config.lr
+        groups = with_peak([{"params": matrices}], lr, run)
+        optimizers.append(Muon(groups, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum))
+    return optimizers
+
+
+def with_peak(groups: list[dict[str, Any]], lr: float | None, run: Any) -> list[dict[str, Any]]:
+    """The groups, made to follow the run's schedule up to a peak of their own; None leaves them at `run.init_lr`.
 
     Raises:
-        ValueError: when nothing is trainable.
+        ValueError: where the schedule has no peak to follow.
+    """
+    if lr is not None:
+        if run.init_lr == 0:
+            raise ValueError("run.init_lr must be positive: the optimizer's own rate follows its schedule")
+        for group in groups:
+            group["lr_scale"] = lr / run.init_lr
+    return groups
+
+
+def check_betas(betas: Sequence[float]) -> None:
+    """Raise ValueError unless these are AdamW's two moments."""
+    if len(betas) != 2 or not max(betas) < 1:
+        raise ValueError(f"betas: two numbers from 0 to below 1 are needed, found {list(betas)}")
+
+
+def build_optimizers(named: Iterable[tuple[str, nn.Parameter]], run: Any) -> list[torch.optim.Optimizer]:
+    """What ``run.optimizer`` names, over everything trainable.
+
+    Args:
+        named: (name, parameter) pairs; frozen ones are left out.
+        run: the ``run:`` section, a `TrainingConfig`.
+
+    Raises:
+        ValueError: when nothing is trainable, or a key has a value that does not go.
     """
     trainable = [(name, p) for name, p in named if p.requires_grad]
     if not trainable:
         raise ValueError("nothing to train: every parameter of the model is frozen")
-    matrices = [(n, p) for n, p in trainable if p.dim() == 2] if muon_lr is not None else []
-    chosen = {name for name, _ in matrices}
-    groups = parameter_groups([(n, p) for n, p in trainable if n not in chosen], weight_decay, decay)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
-    if matrices:
-        muon = Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay)
-        for group in muon.param_groups:
-            group["lr_scale"] = muon_lr / lr
-        optimizers.append(muon)
+    optimizers = OPTIMIZERS.build(run.optimizer, trainable, run)
+    if len(optimizers) > 1 and run.precision() == "fp16":
+        name = OPTIMIZERS.name_of(run.optimizer)
+        raise ValueError(f"run.optimizer {name}: amp fp16 scales losses for one optimizer only; take amp: bf16")
     return optimizers
 
 

@@ -79,7 +79,8 @@ def _dataclasses_in(hint: Any) -> Iterator[type]:
 def _type(hint: Any, metadata: Any) -> str:
     if metadata.get("registry") is not None:
         what = f"{metadata['registry'].kind}, named by `{metadata['registry'].tag}`"
-        return f"mapping of names to {what}" if typing.get_origin(hint) is dict else what
+        kinds = {typing.get_origin(inner) for inner in (hint, *typing.get_args(hint))}
+        return f"mapping of names to {what}" if dict in kinds else f"list of {what}" if list in kinds else what
     if metadata.get("path"):
         return "path" if not typing.get_args(hint) else _name(hint).replace("str", "path")
     return _name(hint)
@@ -95,6 +96,8 @@ def _name(hint: Any) -> str:
 
 
 def _default(f: dataclasses.Field) -> str:
+    if "default" in f.metadata:
+        return f"`{f.metadata['default']!r}`"
     if f.default is not dataclasses.MISSING:
         return "null" if f.default is None else f"`{f.default!r}`"
     if f.default_factory is not dataclasses.MISSING:
@@ -116,6 +119,8 @@ def _cell(metadata: Any) -> str:
     text = meaning(metadata)
     if metadata.get("choices"):
         text += "; one of " + ", ".join(f"`{c}`" for c in metadata["choices"])
+    if metadata.get("registry"):
+        text += "; built in: " + ", ".join(f"`{name}`" for name in metadata["registry"])
     low, high = metadata.get("low"), metadata.get("high")
     if low is not None or high is not None:
         text += f" ({'' if low is None else f'{low} '}≤ value{'' if high is None else f' ≤ {high}'})"

@@ -68,6 +68,13 @@ class Registry:
             raise ValueError(f"no {self.kind} is called '{name}'; {nearest(name, list(self._entries))}")
         return self._entries[name]
 
+    def configured(self, name: str | list[str]) -> Any:
+        """The configuration of the part of that name, every key at its default; of a list of names, a list."""
+        if isinstance(name, list):
+            return [self.configured(one) for one in name]
+        entry = self.get(name)
+        return entry.target if entry.config is None else entry.config()
+
     def build(self, config: Any, *args: Any, **kwargs: Any) -> Any:
         """Make the part that a typed configuration belongs to: ``target(config, *args, **kwargs)``.
 
@@ -106,7 +113,10 @@ MODELS = Registry("model", tag="arch", usual="chatbridge")
 PROCESSORS = Registry("processor")
 DATASETS = Registry("dataset builder", tag="builder", usual="annotations")
 TASKS = Registry("task")
+OPTIMIZERS = Registry("optimizer")
 SCHEDULES = Registry("learning-rate schedule")
+LOGGERS = Registry("logger")
+METRICS = Registry("metric")
 RUNNERS = Registry("runner", tag="runner", usual="training")
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no schedule state.
+"""Learning-rate schedules by name (``run.lr_sched``): pure functions of the step, so that a resumed run needs no state.
 
 Source: the schedules of the original run files (linear warm-up into a cosine or into steps, per epoch).
 """
@@ -6,65 +6,87 @@ Source: the schedules of the original run files (linear warm-up into a cosine or
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from chatbridge.common.registry import SCHEDULES
+from chatbridge.common.schema import inherited, key
+
+Rate = Callable[[int], float]
+"""From an optimiser step, counted from 0, to the learning rate of that step."""
 
 
-@dataclass(frozen=True)
-class ScheduleSpan:
-    """What a schedule needs to know of a run.
+@dataclass(kw_only=True)
+class WarmupConfig:
+    """Linear warm-up. What is null here is as the run says."""
 
-    Attributes:
-        init_lr: peak learning rate; min_lr: its floor; warmup_lr: where the warm-up starts, negative for `init_lr`.
-        warmup_steps: optimiser steps from `warmup_lr` to `init_lr`.
-        steps_per_epoch, total_steps: optimiser steps.
-        decay_rate: factor per epoch of the step schedule.
-        compat: "original" treats a warm-up longer than an epoch as the original code did: the cosine restarts its
-            ramp at every epoch, the step schedule drops the ramp after the first.
-    """
-
-    init_lr: float
-    min_lr: float
-    warmup_lr: float
-    warmup_steps: int
-    steps_per_epoch: int
-    total_steps: int
-    decay_rate: float = 0.9
-    compat: str = "default"
+    warmup_lr: float | None = key(
+        None, low=-1.0, high=1e3, help="learning rate at the start; -1: init_lr; null: run.warmup_lr"
+    )
+    warmup_steps: int | None = key(None, low=0, unit="steps", help="length of the warm-up; null: run.warmup_steps")
 
 
-def _warmup(span: ScheduleSpan, step: int) -> float | None:
-    if step >= span.warmup_steps:
-        return None
-    ramp = step % span.steps_per_epoch if span.compat == "original" else step
-    start = span.warmup_lr if span.warmup_lr >= 0 else span.init_lr
-    rise = (span.init_lr - start) * ramp / max(span.warmup_steps, 1)
-    return min(span.init_lr, start + rise)
+@dataclass(kw_only=True)
+class CosineConfig(WarmupConfig):
+    min_lr: float | None = key(None, low=0.0, high=1e3, help="learning rate at the end; null: run.min_lr")
 
 
-@SCHEDULES.register("linear_warmup_cosine_lr")
-def linear_warmup_cosine(span: ScheduleSpan, step: int) -> float:
+@dataclass(kw_only=True)
+class StepConfig(CosineConfig):
+    lr_decay_rate: float | None = key(None, low=0.0, high=1.0, help="factor per epoch; null: run.lr_decay_rate")
+
+
+@SCHEDULES.register("linear_warmup_cosine_lr", config=CosineConfig)
+def linear_warmup_cosine(config: CosineConfig, run: Any) -> Rate:
     """Linear warm-up, then half a cosine over all steps, counted from step 0 and not from the warm-up's end."""
-    warm = _warmup(span, step)
-    if warm is not None:
+    config = inherited(config, run)
+
+    def cosine(step: int) -> float:
+        phase = math.pi * step / run.total_steps
+        return (run.init_lr - config.min_lr) * 0.5 * (1.0 + math.cos(phase)) + config.min_lr
+
+    return _warmed_up(config, run, cosine)
+
+
+@SCHEDULES.register("linear_warmup_step_lr", config=StepConfig)
+def linear_warmup_step(config: StepConfig, run: Any) -> Rate:
+    """Linear warm-up, then `init_lr` times `lr_decay_rate` to the power of the epoch, never below `min_lr`."""
+    config = inherited(config, run)
+
+    def by_epoch(step: int) -> float:
+        return max(config.min_lr, run.init_lr * config.lr_decay_rate ** (step // run.iters_per_epoch))
+
+    warm = _warmed_up(config, run, by_epoch)
+    if run.compat != "original":
         return warm
-    phase = math.pi * step / span.total_steps
-    return (span.init_lr - span.min_lr) * 0.5 * (1.0 + math.cos(phase)) + span.min_lr
+    return lambda step: by_epoch(step) if step >= run.iters_per_epoch else warm(step)  # no ramp after the first epoch
 
 
-@SCHEDULES.register("linear_warmup_step_lr")
-def linear_warmup_step(span: ScheduleSpan, step: int) -> float:
-    """Linear warm-up, then `init_lr` times `decay_rate` to the power of the epoch, never below `min_lr`."""
-    past_first_epoch = step >= span.steps_per_epoch
-    warm = None if past_first_epoch and span.compat == "original" else _warmup(span, step)
-    if warm is not None:
-        return warm
-    return max(span.min_lr, span.init_lr * span.decay_rate ** (step // span.steps_per_epoch))
-
-
-@SCHEDULES.register("linear_warmup_constant_lr")
-def linear_warmup_constant(span: ScheduleSpan, step: int) -> float:
+@SCHEDULES.register("linear_warmup_constant_lr", config=WarmupConfig)
+def linear_warmup_constant(config: WarmupConfig, run: Any) -> Rate:
     """Linear warm-up, then `init_lr`."""
-    warm = _warmup(span, step)
-    return span.init_lr if warm is None else warm
+    return _warmed_up(inherited(config, run), run, lambda step: run.init_lr)
+
+
+def _warmed_up(config: WarmupConfig, run: Any, after: Rate) -> Rate:
+    """`after`, behind a ramp from `warmup_lr` to `init_lr`.
+
+    Under ``compat: original`` a warm-up longer than an epoch restarts at every epoch, as in the original code.
+
+    Raises:
+        ValueError: a negative rate, a warm-up longer than the run.
+    """
+    if -1 < config.warmup_lr < 0:
+        raise ValueError(f"warmup_lr: {config.warmup_lr} is negative; -1 starts at init_lr")
+    if config.warmup_steps > run.total_steps:
+        raise ValueError(f"warmup_steps ({config.warmup_steps}) is more than the whole run ({run.total_steps})")
+    start = config.warmup_lr if config.warmup_lr >= 0 else run.init_lr
+
+    def rate(step: int) -> float:
+        if step >= config.warmup_steps:
+            return after(step)
+        ramp = step % run.iters_per_epoch if run.compat == "original" else step
+        return min(run.init_lr, start + (run.init_lr - start) * ramp / config.warmup_steps)
+
+    return rate

@@ -48,10 +48,12 @@ def key(
     """Declare one configuration key as a dataclass field.
 
     Args:
-        default: its value when the YAML does not give it; a list, dict or class is called or copied per instance.
+        default: its value when the YAML does not give it; a list, dict or class is called or copied per instance; of
+            a component (or a list of them), the registered name.
         help: one sentence on what it does; unit: of its value ("frames", "tokens", "Hz").
         choices: the only values allowed.
-        registry: the node is a component ``{name: registered name, ...its keys}`` (or a list or dict of them).
+        registry: the node is a component ``{name: registered name, ...its keys}``, or its bare name (or a list or dict
+            of them).
         path: True or "input" for a file or folder that must exist, "output" for one that the run makes.
         low, high: inclusive bounds of a number.
         resume: "free" for a key that says where and how fast a run computes, or what it reports, but not what it
@@ -62,6 +64,9 @@ def key(
     metadata |= {"low": low, "high": high, "resume": resume}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
+    if registry is not None and isinstance(default, (str, list)):
+        metadata["default"] = default
+        return dataclasses.field(default_factory=lambda: registry.configured(default), metadata=metadata)
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if isinstance(default, type):
@@ -151,8 +156,10 @@ class Binder:
             return None
 
     def component(self, registry: Registry, node: Any, where: str) -> Any:
-        """A component's typed configuration from ``{name: registered name, ...}``."""
+        """A component's typed configuration from ``{name: registered name, ...}``, or from its bare name."""
         tag = registry.tag
+        if isinstance(node, str):
+            node = {tag: node}
         if isinstance(node, Mapping) and registry.usual is not None and tag not in node:
             node = {tag: registry.usual, **node}
         if not isinstance(node, Mapping) or not isinstance(node.get(tag), str):
@@ -181,7 +188,7 @@ class Binder:
             return self._dict(args, value, where, metadata)
         if origin in (list, tuple) or hint is list:
             return self._list(hint, args, value, where, metadata)
-        if metadata.get("registry") is not None and hint is not str:
+        if metadata.get("registry") is not None:
             return self.component(metadata["registry"], value, where)
         if dataclasses.is_dataclass(hint):
             return self.dataclass(hint, value, where)
@@ -234,17 +241,9 @@ class Binder:
         if choices and value not in choices:
             hint_text = nearest(value, [str(c) for c in choices]) if isinstance(value, str) else f"one of {choices}"
             self.problem(where, f"{_told(value)} is not allowed; {hint_text}")
-        if isinstance(value, str) and metadata.get("registry") is not None:
-            self._known_name(metadata["registry"], value, where)
         if metadata.get("path"):
             return self._path(value, where, metadata["path"])
         return float(value) if hint is float else value
-
-    def _known_name(self, registry: Registry, value: str, where: str) -> None:
-        try:
-            registry.get(value)
-        except ValueError as error:
-            self.problem(where, str(error))
 
     def _path(self, value: str, where: str, kind: str) -> str:
         if not value:
@@ -276,6 +275,12 @@ def bind(cls: type[T], mapping: Mapping, source: str = "configuration", folder: 
     return result
 
 
+def inherited(config: T, outer: Any) -> T:
+    """A component's configuration with its keys that are null taken from the keys of the same names around it."""
+    names = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None and hasattr(outer, f.name)]
+    return dataclasses.replace(config, **{name: getattr(outer, name) for name in names})
+
+
 def to_plain(config: Any) -> Any:
     """The reverse of `bind`: dataclasses to dicts, components with their registered name under their tag."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -283,7 +288,7 @@ def to_plain(config: Any) -> Any:
         for f in dataclasses.fields(config):
             value = getattr(config, f.name)
             registry = f.metadata.get("registry")
-            if registry is None or isinstance(value, str) or value is None:
+            if registry is None or value is None:
                 out[f.name] = to_plain(value)
             elif isinstance(value, dict):
                 out[f.name] = {k: _component_to_plain(registry, v) for k, v in value.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.registry import PROCESSORS
+from chatbridge.common.registry import METRICS, PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import TokenizedSample
@@ -84,6 +84,9 @@ class DatasetConfig:
     augment: bool = key(True, help="read training media under the training rules (random frames, clips, crops)")
     conditions: list[str] = key(["full"], help="evaluation: which of run.conditions it is put to")
     verdict_after: str | None = key(None, help="evaluation: answers reason first; only what follows this is compared")
+    metrics: list[Any] | None = key(
+        None, registry=METRICS, help="evaluation: what answers are scored by; null: exact_match"
+    )
 
     def __post_init__(self) -> None:
         if not self.conditions:

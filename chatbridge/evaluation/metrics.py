@@ -1,11 +1,14 @@
-"""Exact match, and how sure a share of hits is."""
+"""What answers are scored by (``metrics`` of a set under ``validation:``): exact match, or a metric from outside."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chatbridge.common.registry import METRICS
 
 _EDGES = " \t\n.,;:!?\"'"
 _SPACES = re.compile(r"\s+")
@@ -26,14 +29,13 @@ def normalise(text: str) -> str:
     return _ARTICLES.sub("", plain).strip(_EDGES) or plain
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the prediction reads like one of the acceptable answers, normalised. No answer at all never does.
+def exact_match(prediction: str, references: Sequence[str]) -> bool | None:
+    """Whether the prediction reads like one of the acceptable answers, normalised; None where there is none.
 
-    Raises:
-        ValueError: when there is no reference to compare with.
+    No answer at all never does.
     """
     if not references:
-        raise ValueError(f"prediction '{prediction}' has no reference answer to compare with")
+        return None
     said = normalise(prediction)
     return bool(said) and any(said == normalise(reference) for reference in references)
 
@@ -55,27 +57,61 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Score:
-    """A share of hits.
+    """A named value of a metric.
 
     Attributes:
-        n: answers counted; value: the share that was right; ci95: its Wilson interval.
-        failed: questions that no answer was got to. They are in none of the others.
+        n: answers that it is of. value: what the metric says; ci95: its 95 % confidence interval, where there is one.
     """
 
     n: int
     value: float
-    ci95: tuple[float, float]
-    failed: int = 0
+    ci95: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, outcomes: Iterable[bool], failed: int = 0) -> Score:
-        """The score of answers, each right or wrong."""
+    def of(cls, outcomes: Iterable[bool]) -> Score:
+        """The share of answers that are right, with its Wilson interval."""
         results = list(outcomes)
         hits = sum(results)
-        low, high = wilson(hits, len(results))
-        return cls(len(results), hits / len(results) if results else 0.0, (low, high), failed)
+        return cls(len(results), hits / len(results) if results else 0.0, wilson(hits, len(results)))
 
-    def as_dict(self) -> dict:
-        """For JSON. What failed is told where something did, and a share of nothing is null."""
-        plain = {**asdict(self), "ci95": list(self.ci95), "value": self.value if self.n else None}
-        return plain if self.failed else {name: value for name, value in plain.items() if name != "failed"}
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. A value of nothing is null."""
+        plain = {"n": self.n, "value": self.value if self.n else None}
+        return plain if self.ci95 is None else {**plain, "ci95": list(self.ci95)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a metric sees of an answer.
+
+    Attributes:
+        prediction: what was said. references: acceptable answers, maybe none.
+        question: as it was asked. group: the label of the entry in the annotations, "" for none.
+    """
+
+    prediction: str
+    references: tuple[str, ...]
+    question: str = ""
+    group: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], verdict_after: str | None = None) -> Answer:
+        """From a row of predictions.jsonl.
+
+        Args:
+            verdict_after: where answers reason first, only what follows the last occurrence of this is compared.
+        """
+
+        def compared(text: str) -> str:
+            return text if verdict_after is None else text.rpartition(verdict_after)[2]
+
+        return cls(compared(row["prediction"]), tuple(map(compared, row["references"])), row["question"], row["group"])
+
+
+@METRICS.register("exact_match")
+class ExactMatch:
+    """The share of answers that read like one of their references (`exact_match`)."""
+
+    def __call__(self, answers: Sequence[Answer]) -> dict[str, Score]:
+        verdicts = [exact_match(answer.prediction, answer.references) for answer in answers]
+        return {"exact_match": Score.of(verdict for verdict in verdicts if verdict is not None)}

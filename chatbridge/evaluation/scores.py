@@ -1,48 +1,59 @@
-"""From answers to scores: by dataset, condition and group."""
+"""From the answers of a set to its scores, by condition and group."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from chatbridge.evaluation.metrics import Score, exact_match
+from chatbridge.common.registry import METRICS
+from chatbridge.evaluation.metrics import Answer, ExactMatch, Score
 
-Scores = dict[str, dict[str, dict[str, Score]]]
-"""dataset -> condition -> group ("" for all) -> score."""
+Metric = Callable[[Sequence[Answer]], Mapping[str, Score]]
 
 
-def is_correct(prediction: str, references: Sequence[str], verdict_after: str | None = None) -> bool | None:
-    """Exact match after normalisation, or None when there is nothing to compare with.
+@dataclass(frozen=True)
+class Scores:
+    """Of one group of a set under one condition.
+
+    Attributes:
+        values: by name, those of the first metric first.
+        failed: questions that no answer was got to. They are in none of the values.
+    """
+
+    values: Mapping[str, Score]
+    failed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scores.json: the first value with its name under "metric", the others by theirs; failures, if any."""
+        (name, first), *others = self.values.items()
+        failed = {"failed": self.failed} if self.failed else {}
+        return {"metric": name, **first.as_dict(), **failed, **{name: score.as_dict() for name, score in others}}
+
+
+def build_metrics(configs: Sequence[Any] | None) -> list[Metric]:
+    """What a set's ``metrics`` name; exact match for none. Raises ValueError for one that cannot be."""
+    return [METRICS.build(config) for config in configs or [ExactMatch]]
+
+
+def score(
+    rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric], verdict_after: str | None = None
+) -> dict[str, dict[str, Scores]]:
+    """condition -> group ("" for all) -> scores; places of which nothing is known are left out.
 
     Args:
-        verdict_after: where answers reason first, only what follows the last occurrence of this is compared.
+        rows: a set's predictions with "condition", "group", "question", "references", "prediction" or "error".
+        verdict_after: as in `Answer.of`.
     """
-    if not references:
-        return None
-    if verdict_after is not None:
-        prediction, *references = (text.rpartition(verdict_after)[2] for text in (prediction, *references))
-    return exact_match(prediction, references)
-
-
-def score(rows: Iterable[Mapping[str, Any]]) -> Scores:
-    """Share of correct answers with its 95 % interval, of every group of every dataset under every condition.
-
-    Args:
-        rows: predictions with "dataset", "condition", "group" and "correct". Those without a verdict are left out, be
-            it for lack of a reference or of an answer: those with an "error" are counted in `Score.failed`.
-    """
-    hits: dict[tuple[str, str, str], list[bool]] = {}
-    failed: Counter[tuple[str, str, str]] = Counter()
+    places: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         for group in {"", row["group"]}:
-            place = row["dataset"], row["condition"], group
-            if row["correct"] is not None:
-                hits.setdefault(place, []).append(row["correct"])
-            elif "error" in row:
-                failed[place] += 1
-    scores: Scores = {}
-    for place in sorted({*hits, *failed}):
-        dataset, condition, group = place
-        scores.setdefault(dataset, {}).setdefault(condition, {})[group] = Score.of(hits.get(place, ()), failed[place])
-    return scores
+            places.setdefault((row["condition"], group), []).append(row)
+    found: dict[str, dict[str, Scores]] = {}
+    for (condition, group), there in sorted(places.items()):
+        answers = [Answer.of(row, verdict_after) for row in there if "error" not in row]
+        values = {name: value for metric in metrics for name, value in metric(answers).items()}
+        scores = Scores(values, len(there) - len(answers))
+        if scores.failed or any(value.n for value in values.values()):
+            found.setdefault(condition, {})[group] = scores
+    return found

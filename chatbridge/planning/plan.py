@@ -13,6 +13,7 @@ from torch import nn
 
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.devices import device
+from chatbridge.common.registry import OPTIMIZERS
 from chatbridge.common.schema import ConfigError
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.planning import verdict
@@ -113,7 +114,7 @@ def _measure(result: Plan, assembly: Assembly, found: Findings, model: nn.Module
     geometry = None
     if isinstance(model, ChatBridge):
         geometry = Geometry(model, result.amp, every_branch=trains and result.world > 1)
-    optimiser = getattr(assembly.config.run, "optimizer", "adamw") if trains else None
+    optimiser = OPTIMIZERS.name_of(assembly.config.run.optimizer) if trains else None
     result.resident = resident(result.inventory, geometry, result.sharding, optimiser)
     if geometry is None:
         result.warnings.append("the model is not 'chatbridge': only its parameters are counted")
@@ -146,7 +147,7 @@ def _plan_steps(result: Plan, assembly: Assembly, found: Findings, geometry: Geo
         result.sharding,
         result.device,
         result.links,
-        run.optimizer,
+        OPTIMIZERS.name_of(run.optimizer),
         run.total_steps,
         planned,
     )

@@ -14,9 +14,8 @@ import yaml
 from torch import nn
 
 from chatbridge.common.checkpoint import resolve_checkpoint
-from chatbridge.common.logging import check_sinks
 from chatbridge.common.optim import build_optimizers
-from chatbridge.common.registry import DATASETS, MODELS
+from chatbridge.common.registry import DATASETS, LOGGERS, MODELS
 from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
 from chatbridge.datasets.builder import Parts, TaskDataset
@@ -173,14 +172,13 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
         if mixture is not None and found.tokenizer is not None:
             found.attempt(lambda: assembly.batches(mixture, 0, world, run.num_workers, pin=False))
     if found.model is not None:
-        settings = run.init_lr, run.weight_decay, tuple(run.betas), run.decay
-        muon = run.muon_lr if run.optimizer == "muon" else None
-        found.attempt(lambda: build_optimizers(found.model.named_parameters(), *settings, muon))
+        found.attempt(lambda: build_optimizers(found.model.named_parameters(), run))
     if run.compile is not None:
         found.attempt(lambda: check_backend(run.compile))
     if run.resume not in (None, "auto"):
         found.attempt(lambda: resolve_checkpoint(run.resume))
-    found.attempt(lambda: check_sinks(run.loggers))
+    for logger in run.loggers:
+        found.attempt(lambda one=logger: LOGGERS.build(one))
 
 
 def check(assembly: Assembly) -> int:

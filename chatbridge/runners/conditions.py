@@ -10,6 +10,7 @@ from chatbridge.common.registry import nearest
 from chatbridge.common.schema import key
 from chatbridge.datasets.builder import DatasetConfig
 from chatbridge.datasets.kinds import TaskKind
+from chatbridge.evaluation.scores import build_metrics
 from chatbridge.runners.config import DeviceConfig
 from chatbridge.tasks.base import Task
 
@@ -64,6 +65,7 @@ def check_questions(
                 hint = nearest(modality, list(queries))
                 problems.append(f"run.conditions.{name}: no bridge serves '{modality}'; {hint}")
     for name in asked:
+        build_metrics(sets[name].metrics)
         for condition in sets[name].conditions:
             where = f"validation.{name}.conditions"
             if condition not in config.conditions:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from chatbridge.common.optim import DECAY_RULES
-from chatbridge.common.registry import SCHEDULES
+from chatbridge.common.optim import DECAY_RULES, check_betas
+from chatbridge.common.registry import LOGGERS, OPTIMIZERS, SCHEDULES
+from chatbridge.common.schedules import Rate
 from chatbridge.common.schema import key
 
 WEEK = 7 * 86400.0
@@ -46,13 +47,15 @@ class TrainingConfig(DeviceConfig):
 
     MOVED: ClassVar[dict[str, str]] = {"mixture": "mixture.mode, a section of its own"}
 
-    lr_sched: str = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
+    lr_sched: Any = key("linear_warmup_cosine_lr", registry=SCHEDULES, help="learning-rate schedule")
     init_lr: float = key(1e-4, low=0.0, high=1e3, help="peak learning rate")
     min_lr: float = key(1e-5, low=0.0, high=1e3, help="learning rate at the end")
     warmup_lr: float = key(1e-6, low=-1.0, high=1e3, help="learning rate at the start; -1, LAVIS's default: init_lr")
     warmup_steps: int = key(0, low=0, unit="steps", help="length of the warm-up")
     lr_decay_rate: float = key(0.9, low=0.0, high=1.0, help="factor per epoch of linear_warmup_step_lr")
-    optimizer: str = key("adamw", choices=("adamw", "muon"), help="muon: Muon on matrices, AdamW on the rest")
+    optimizer: Any = key(
+        "adamw", registry=OPTIMIZERS, help="what moves the weights; muon: Muon on matrices, AdamW on the rest"
+    )
     muon_lr: float = key(
         0.01, low=0.0, high=1e3, help="Muon's peak learning rate; follows the same schedule as init_lr"
     )
@@ -113,8 +116,8 @@ class TrainingConfig(DeviceConfig):
         resume="free",
         help="keys that may differ from the resumed run's, e.g. run.init_lr; checkpoint: skip damaged ones",
     )
-    loggers: list[str] = key(
-        ["jsonl", "tensorboard"], resume="free", choices=("jsonl", "tensorboard", "wandb"), help="sinks"
+    loggers: list[Any] = key(
+        ["jsonl", "tensorboard"], resume="free", registry=LOGGERS, help="where the run's numbers go"
     )
     strict: bool = key(False, resume="free", help="stop at the first sample that cannot be read (train.py --strict)")
     max_bad_share: float = key(
@@ -123,25 +126,21 @@ class TrainingConfig(DeviceConfig):
     compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not max(self.betas) < 1:
-            raise ValueError(f"betas: two numbers from 0 to below 1 are needed, found {self.betas}")
-        if -1 < self.warmup_lr < 0:
-            raise ValueError(f"warmup_lr: {self.warmup_lr} is negative; -1 starts at init_lr")
+        check_betas(self.betas)
         if self.offload_frozen and self.strategy != "fsdp":
             raise ValueError("offload_frozen: layers come to the GPU one by one under strategy: fsdp only")
         if 0 < self.hang_seconds < 1:
             raise ValueError(f"hang_seconds: {self.hang_seconds:g} s is less than a step takes; 0 never gives up")
-        if self.optimizer == "muon" and self.init_lr == 0:
-            raise ValueError("optimizer muon: init_lr must be positive, Muon's rate follows its schedule")
-        if self.optimizer == "muon" and self.precision() == "fp16":
-            raise ValueError("optimizer muon: amp fp16 scales losses for one optimiser only; take amp: bf16")
-        if self.warmup_steps > self.total_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than the whole run ({self.total_steps})")
+        self.schedule()  # checks its keys
         if self.total_steps * self.accum_grad_iters > MOST_BATCHES:
             raise ValueError(
                 f"max_steps, or max_epoch x iters_per_epoch: {self.total_steps:,} steps of {self.accum_grad_iters:,} "
                 f"batches (accum_grad_iters) are more than the {MOST_BATCHES:,} batches of which the order is drawn"
             )
+
+    def schedule(self) -> Rate:
+        """The learning rate by step. Raises ValueError for keys that do not go together."""
+        return SCHEDULES.build(self.lr_sched, self)
 
     @property
     def total_steps(self) -> int:

@@ -23,8 +23,9 @@ from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
+from chatbridge.evaluation.metrics import Answer, exact_match
 from chatbridge.evaluation.rows import NAME, RowFile
-from chatbridge.evaluation.scores import is_correct, score
+from chatbridge.evaluation.scores import build_metrics, score
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.conditions import ConditionConfig, EvaluationConfig, asked_sets, check_questions, unseen
 
@@ -89,7 +90,7 @@ class EvaluationRunner:
                     rows += gather_object(own)
         if self.accelerator.is_main_process:
             file.join(rows)
-            self._score(rows)
+            self._score(rows, datasets)
         self.accelerator.wait_for_everyone()
         errors = [row["error"] for row in rows if "error" in row]
         if errors and len(errors) == len(rows):
@@ -165,8 +166,9 @@ class EvaluationRunner:
         if isinstance(answer, ValueError):
             logger.warning("%s: no answer to %s: %s", dataset.name, row["id"], answer)
             return {**row, "error": str(answer)}
-        correct = is_correct(answer, row["references"], dataset.config.verdict_after)
-        return {**row, "prediction": answer, "correct": correct}
+        row["prediction"] = answer
+        compared = Answer.of(row, dataset.config.verdict_after)
+        return {**row, "correct": exact_match(compared.prediction, compared.references)}
 
     def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[Question]:
         """Every question of a dataset, its media exchanged or left out as the condition says."""
@@ -194,19 +196,20 @@ class EvaluationRunner:
         ]
         return asked + lost
 
-    def _score(self, rows: list[dict[str, Any]]) -> None:
+    def _score(self, rows: Sequence[Mapping[str, Any]], datasets: Mapping[str, TaskDataset]) -> None:
         plain: dict[str, Any] = {}
-        for dataset, by_condition in score(rows).items():
-            for condition, by_group in by_condition.items():
-                whole = by_group[""]
-                logger.info("%s (%s): %.3f of %d", dataset, condition, whole.value, whole.n)
-                if whole.failed:
+        for name, dataset in datasets.items():
+            metrics, own = build_metrics(dataset.config.metrics), [row for row in rows if row["dataset"] == name]
+            for condition, groups in score(own, metrics, dataset.config.verdict_after).items():
+                plain.setdefault(name, {})[condition] = {group: scores.as_dict() for group, scores in groups.items()}
+                for metric, value in groups[""].values.items():
+                    logger.info("%s (%s): %s %.3f of %d", name, condition, metric, value.value, value.n)
+                if groups[""].failed:
                     logger.warning(
                         "%s (%s): %d of %d questions failed, which are NOT in this score; their errors are in %s",
-                        dataset, condition, whole.failed, whole.failed + whole.n, self.output / NAME,
+                        name, condition, groups[""].failed, sum(row["condition"] == condition for row in own),
+                        self.output / NAME,
                     )  # fmt: skip
-                groups = {group: result.as_dict() for group, result in by_group.items()}
-                plain.setdefault(dataset, {})[condition] = groups
         (self.output / "scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 

@@ -105,6 +105,9 @@ def changes(
         hashes_before, hashes_now: what `file_hashes` gave then and now.
     """
     old, new = _flat(before), _flat(to_plain(now))
+    for one, other in ((old, new), (new, old)):  # a bare name stands for {name: it}
+        for key in [key for key in one if f"{key}.name" in other]:
+            one[f"{key}.name"] = one.pop(key)
     found = {}
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not (_is_free(now, key) or _newer_default(key, old, new)):

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.checkpoint import Retention, remove_partial
 from chatbridge.common.ledger import Ledger
-from chatbridge.common.logging import EventLog, MetricsLog
+from chatbridge.common.loggers import MetricsLog
+from chatbridge.common.logging import EventLog
 from chatbridge.common.optim import build_optimizers
-from chatbridge.common.registry import RUNNERS, SCHEDULES
+from chatbridge.common.registry import RUNNERS
 from chatbridge.common.run_folder import RunLock
-from chatbridge.common.schedules import ScheduleSpan
 from chatbridge.datasets.reading import workers_explained
 from chatbridge.report import RunReport
 from chatbridge.runners.assembly import Assembly
@@ -74,17 +74,7 @@ class TrainingRunner:
         self.output = Path(config.output_dir)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.schedule = SCHEDULES.get(config.lr_sched).target
-        self.span = ScheduleSpan(
-            init_lr=config.init_lr,
-            min_lr=config.min_lr,
-            warmup_lr=config.warmup_lr,
-            warmup_steps=config.warmup_steps,
-            steps_per_epoch=config.iters_per_epoch,
-            total_steps=config.total_steps,
-            decay_rate=config.lr_decay_rate,
-            compat=config.compat,
-        )
+        self.schedule = config.schedule()
         self.step = 0
         self.best: tuple[float, int] | None = None
         self.drawn: Counter[str] = Counter()
@@ -125,10 +115,7 @@ class TrainingRunner:
         )  # fmt: skip
         self.model = strategy.build(self.assembly.model)
         torch.manual_seed(config.seed)
-        optimizers = build_optimizers(
-            self.model.named_parameters(), config.init_lr, config.weight_decay, tuple(config.betas), config.decay,
-            config.muon_lr if config.optimizer == "muon" else None,
-        )  # fmt: skip
+        optimizers = build_optimizers(self.model.named_parameters(), config)
         self.wrapped = strategy.wrap(self.model)
         self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
         names = list(self.assembly.datasets)
@@ -191,8 +178,7 @@ class TrainingRunner:
             write_record(
                 self.output / "run.json", text, self.hashes, self.sizes, self.world, device, config.total_steps
             )
-        sinks = list(config.loggers) if self.main else []
-        metrics = MetricsLog(self.output, sinks, resumed_at=self.step, config=yaml.safe_load(text))
+        metrics = MetricsLog(config.loggers if self.main else [], self.output, self.step, yaml.safe_load(text))
         self.log = stack.enter_context(contextlib.closing(metrics))
         self.events = stack.enter_context(contextlib.closing(EventLog(self.output if self.main else None)))
         self.report = RunReport(self.output) if self.main else None
@@ -258,7 +244,7 @@ class TrainingRunner:
         self.watchdog.tell(self.step + 1, COMPUTING)
         for batch in micro:
             self.ledger.add_batch(batch.sources, batch.ledger)
-        rate = self.schedule(self.span, self.step)
+        rate = self.schedule(self.step)
         label = "+".join(dict.fromkeys(b.dataset for b in micro))  # equal on all ranks, as `_count_operations` needs
         if self.meter.counts(label):
             self._count_operations(label, micro[0])
@@ -310,7 +296,7 @@ class TrainingRunner:
         """Log the losses on held-out data; whether their mean is the lowest so far."""
         losses = self.validator.losses(lambda: self.watchdog.tell(self.step, VALIDATING))
         for name, values in losses.items():
-            self.log.write(self.step, {**values, "dataset": name}, prefix="validation")
+            self.log.write(self.step, {**values, "dataset": name}, split="validation")
         self.wrapped.train()
         self.meter.restart()
         if not losses:

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import chatbridge.common.schedules as schedules
 from chatbridge.common.optim import parameter_groups, set_learning_rate
-from chatbridge.common.registry import SCHEDULES
 from chatbridge.conversation.dialogue import Source
 from chatbridge.conversation.prompt import caption_segments
 from chatbridge.conversation.tokens import tokenize
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.models import to_original
 from chatbridge.processors.tokenizer import load_tokenizer
+from chatbridge.runners import TrainingConfig
 from tests.parity.model_cases import build_model, original_weights
 
 END, MAX_TOKENS = "\n", 150
@@ -30,18 +29,10 @@ def caption_batch(case, model, modality):
     return Collator.of(tokenizer, "right", "original")(examples)
 
 
-def rate_at(config, step):
-    span = schedules.ScheduleSpan(
-        init_lr=config["init_lr"],
-        min_lr=config["min_lr"],
-        warmup_lr=config["warmup_start_lr"],
-        warmup_steps=config["warmup_steps"],
-        steps_per_epoch=config["iters_per_epoch"],
-        total_steps=config["max_epoch"] * config["iters_per_epoch"],
-        decay_rate=1.0,
-        compat="original",
-    )
-    return SCHEDULES.get("linear_warmup_cosine_lr").target(span, step)
+def schedule_of(config):
+    keys = ("init_lr", "min_lr", "warmup_steps", "iters_per_epoch", "max_epoch")
+    settings = {key: config[key] for key in keys} | {"warmup_lr": config["warmup_start_lr"]}
+    return TrainingConfig(output_dir="", compat="original", **settings).schedule()
 
 
 @pytest.mark.golden("chatbridge_train_steps*")
@@ -51,9 +42,9 @@ def test_losses_and_parameters(case):
     batches = {modality: caption_batch(case, model, modality) for modality in ("image", "audio")}
     groups = parameter_groups(model.named_parameters(), config["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=config["init_lr"], betas=tuple(config["betas"]), eps=config["eps"])
-    losses, rates = [], []
+    schedule, losses, rates = schedule_of(config), [], []
     for step in range(config["max_epoch"] * config["iters_per_epoch"]):
-        rates.append(rate_at(config, step))
+        rates.append(schedule(step))
         set_learning_rate([optimizer], rates[-1])
         loss = model(batches["audio" if step % config["iters_per_epoch"] == 1 else "image"]).loss
         loss.backward()
