@@ -28,12 +28,14 @@ SIGNS = (
     f"!!python/object/apply:os.system ['touch {SENTINEL}']", f"!!python/object/new:os.system ['touch {SENTINEL}']",
     "!!python/name:os.system", "!!python/module:os", "!!python/tuple [1]", "!local x", "x: &x [*x]\n", "[" * 5000,
     "{a: " * 2000, "a: " + "&b " * 50 + "1\n", "9" * 5000, "- " * 3000,
+    "base: run.yaml\n", "base: .\n", "base: none.yaml\n",
     LAUGHS,
 )  # fmt: skip
 """What stands in a damaged YAML."""
 
 OPTIONS = (
-    "run.seed=1", "run.seed=x", "run.seed=", "run.seed", "=", "=1", ".", ".=1", "run.=1", "run..seed=1", "run=1",
+    "base=run.yaml", "run.seed=1", "run.seed=x", "run.seed=", "run.seed", "=", "=1", ".", ".=1", "run.=1",
+    "run..seed=1", "run=1",
     "run.seed={", "run.seed=[", "run.seed=${", "run.seed=${nothing}", "run.seed=1=2", "run.betas=[2,2]", "é=1",
     "run.betas[0]=1", "datasets=", "model.llm.path=", "plugins=[null]", "\ud83d=1", "a" * 5000 + "=1", "run.seed=\0",
     "run.seed=!!python/name:os.system", "run.init_lr=1e400", "run.seed=" + "9" * 5000, f"run.resume={PIPE}",
