@@ -41,7 +41,7 @@ from chatbridge.models import (
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
 )
 from chatbridge.planning.flops import batch_work
 from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
@@ -219,7 +219,7 @@ def made_up(model: ChatBridge, shape: BatchShape) -> MultimodalBatch:
     for index, modality in enumerate(sorted(shape.media)):
         given = shape.media[modality]
         each = max(1, round(given.count / count))
-        width = each * model.bridge_of(modality).num_queries
+        width = each * model.rows[modality]((given.steps, *given.step_shape))
         slots[:, place : place + width] = index
         place += width
         media[modality] = torch.randn(count * each, given.steps, *given.step_shape)
@@ -265,7 +265,7 @@ def _tiny(where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
         beats = BeatsConfig(
             patch_width=32, width=64, depth=2, heads=4, ffn_width=128, conv_pos=16, conv_pos_groups=4, dtype="bfloat16"
         )
-        perceiver = PerceiverConfig(num_queries=8, width=96, layers=4, heads=4, intermediate=256)
+        perceiver = QFormerConfig(num_queries=8, width=96, layers=4, heads=4, intermediate=256)
         bridges = {
             "vision": BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver),
             "audio": BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver),

@@ -38,7 +38,7 @@ from chatbridge.models import (
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
 )
 from chatbridge.processors import AudioConfig, AudioProcessor, ImageConfig, ImageProcessor, VideoConfig, VideoProcessor
 from chatbridge.tasks import InstructionConfig, InstructionTask
@@ -195,7 +195,7 @@ def random_engine(size: str, device: str) -> Engine:
         )
     )  # fmt: skip
     heads = max(1, s.encoder_width // 64)
-    perceiver = PerceiverConfig(num_queries=s.queries, width=s.encoder_width, layers=4, heads=heads,
+    perceiver = QFormerConfig(num_queries=s.queries, width=s.encoder_width, layers=4, heads=heads,
                                 intermediate=4 * s.encoder_width)  # fmt: skip
     eva = EvaVitConfig(image_size=s.image_size, width=s.encoder_width, depth=s.encoder_depth, heads=heads)
     beats = BeatsConfig(width=s.encoder_width, depth=s.encoder_depth, heads=heads, ffn_width=4 * s.encoder_width)

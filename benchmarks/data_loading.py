@@ -266,7 +266,8 @@ def make(folder: Path, args: argparse.Namespace, finish: str) -> dict[str, Corpu
     made: dict[str, Corpus] = {}
 
     def add(name: str, modality: str, files: list[Path], decode: Callable, quickest: Callable, **own: Any) -> None:
-        parts = Parts(AlignmentTask(AlignmentConfig()), tokenizer, dict.fromkeys(processors, 32), {**processors, **own})
+        rows = dict.fromkeys(processors, lambda shape: 32)
+        parts = Parts(AlignmentTask(AlignmentConfig()), tokenizer, rows, {**processors, **own})
         kind = {"image": "ti-cap", "video": "tv-cap", "audio": "ta-cap"}[modality]
         if name == "tar":
             keys = {"folder": str(tars(folder / "tars", files)), "kind": kind}

@@ -40,7 +40,8 @@ RowsOf = Callable[[Shape], int]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Built as ``Encoder(config)``: frames or clips to tokens. A module; frozen and in eval mode inside a bridge.
+    """Built as ``Encoder(config)``: frames or clips to tokens. A module; frozen and in eval mode inside a bridge. Its
+    configuration may have the keys ``weights`` (a file) and ``dtype`` (a precision).
 
     Attributes:
         width: E.
@@ -95,13 +96,16 @@ class LanguageModel(Protocol):
 
     Attributes:
         model: the transformers model inside. width: D. vocab_size: V. eos_ids: ids that end a text.
-        context: positions it was made for; None where that is not known.
+        dtype: of its embeddings. context: positions it was made for; None where that is not known.
     """
 
     model: Any
     width: int
     vocab_size: int
     eos_ids: list[int]
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     @property
     def context(self) -> int | None: ...
@@ -122,7 +126,7 @@ class LanguageModel(Protocol):
         """Logits [K, V], fp32, where `keep_BL` is true; `mask` is [B, L], or what `block_mask` gave."""
         ...
 
-    def generate(self, embeds_BLD: Tensor, mask_BL: Tensor, max_new_tokens: int, /, **options: Any) -> Any:
+    def generate(self, embeds_BLD: Tensor, mask_BL: Tensor, max_new_tokens: int, /, *args: Any, **options: Any) -> Any:
         """New ids [B, new] after left-padded prompts; options as in `chatbridge.models.llm.CausalLM.generate`."""
         ...
 
@@ -173,7 +177,7 @@ class Model(Protocol):
         """Media [N, T, ...] to rows [N, R, D]."""
         ...
 
-    def generate(self, batch: MultimodalBatch, max_new_tokens: int, /, **options: Any) -> list[list[int]]:
+    def generate(self, batch: MultimodalBatch, max_new_tokens: int, /, *args: Any, **options: Any) -> list[list[int]]:
         """New token ids of every sample of a left-padded batch."""
         ...
 
@@ -205,18 +209,16 @@ class Processor(Protocol):
     """
 
     modality: str
-    extensions: tuple[str, ...]
+
+    @property
+    def extensions(self) -> tuple[str, ...]: ...
 
     @property
     def shape(self) -> Shape: ...
 
-    def load(self, source: str | Path | Blob, rng: random.Random | None = None) -> Tensor | RawMedia:
-        """The medium as float32 [T, ...]; in training a processor may leave the last of it to the model's device.
-
-        Args:
-            source: the file, or its bytes.
-            rng: given, the training rules with their random choices; None, the evaluation rules, which have none
-                and always give a tensor.
+    def load(self, source: str | Path | Blob, rng: random.Random | None = None) -> Tensor | RawMedia | None:
+        """float32 [T, ...]; with `rng` by the training rules, which may leave the last of it to the model's device.
+        None, which ``compat: original`` gives of sounds too short, is refused.
 
         Raises:
             MediaError: when the file is missing, unreadable, truncated or empty of this modality.

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
-from chatbridge.processors.base import Blob, MediaError, MediaProcessor
+from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.sound_files import read_sound
 from tests.media_files import cut, tone, write_video, write_wav
 
@@ -27,7 +27,7 @@ def loudest_mel(tensor: torch.Tensor, frames: int = 60) -> int:
 
 def test_shape_and_padding(tmp_path):
     ours = processor()
-    assert isinstance(ours, MediaProcessor)
+    assert isinstance(ours, Processor)
     loaded = ours.load(write_wav(tmp_path / "a.wav", tone(1.0)))
     assert loaded.shape == ours.shape == (1, 128, 64) and loaded.dtype == torch.float32
     assert loaded[0, :98].abs().min(1).values.ge(0).all() and loaded[0, 97].any()

@@ -1,4 +1,4 @@
-"""What the perceiver looks at."""
+"""What the projector looks at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from chatbridge.models.attention import AttentionMaps, captured, cross_attention
-from chatbridge.models.qformer import Attention
+from chatbridge.models.projectors.qformer import Attention
 from tests.chat_tools import make_engine, write_media
 from tests.toy_model import Q, model
 
@@ -26,7 +26,7 @@ def test_shapes_and_sums(modality, shape, tokens, grid):
     assert maps.layers == (0,)  # of two layers, every second one looks out
     assert maps.weights_CNHQTS.shape == (1, shape[0], 2, Q, shape[1], tokens)
     torch.testing.assert_close(maps.weights_CNHQTS.sum((-1, -2)), torch.ones(1, shape[0], 2, Q))
-    assert maps.grid == grid
+    assert tuple(maps.grid.shape) == grid
     assert maps.on_grid().shape == (1, shape[0], 2, Q, shape[1], *grid)
     assert not [m for m in bridge.modules() if m._forward_pre_hooks]
 

@@ -20,7 +20,7 @@ from chatbridge.models import (
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
     to_original,
 )
 from tests.toy_model import Q, batch, config, llm, model, with_dropout
@@ -164,7 +164,7 @@ class TestLoss:
         out = m(batch())
         assert out.loss.dtype == torch.float32 and out.loss.isfinite()
         out.loss.backward()
-        assert m.bridges["visual"].projection.weight.grad.dtype == torch.float32
+        assert m.bridges["visual"].projector.projection.weight.grad.dtype == torch.float32
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_half_encoders(self, dtype):
@@ -199,18 +199,18 @@ class TestLoss:
         m.train()
         m(b).loss.backward()
         assert len(calls) == 2 and not layer.training
-        grad = m.bridges["visual"].projection.weight.grad.clone()
+        grad = m.bridges["visual"].projector.projection.weight.grad.clone()
         m.zero_grad()
         m.eval()(b).loss.backward()
         assert len(calls) == 3
-        assert torch.allclose(grad, m.bridges["visual"].projection.weight.grad, atol=1e-7)
+        assert torch.allclose(grad, m.bridges["visual"].projector.projection.weight.grad, atol=1e-7)
 
 
 class TestModes:
     def test_frozen_parts_stay_in_eval_mode(self):
         m = model().train()
         for bridge in m.bridges.values():
-            assert bridge.perceiver.qformer.training and bridge.projection.training
+            assert bridge.projector.qformer.training and bridge.projector.projection.training
             assert not any(part.training for part in bridge.encoder.modules())
             assert not bridge.norm.training
         assert not any(part.training for part in m.llm.modules())
@@ -230,11 +230,11 @@ class TestModes:
         torch.manual_seed(0)
         m = ChatBridge(with_dropout(0.5, compat=compat), llm=llm()).train()
         b, seen = batch(), []
-        m.bridges["visual"].projection.register_forward_hook(lambda _m, _a, out: seen.append(out))
+        m.bridges["visual"].projector.projection.register_forward_hook(lambda _m, _a, out: seen.append(out))
         for _ in range(2):
             m.generate(b, 1)
         assert torch.equal(seen[0], seen[1]) is (compat == "default")
-        assert m.training and m.bridges["visual"].perceiver.training
+        assert m.training and m.bridges["visual"].projector.training
 
     def test_dropout_in_training_only(self):
         torch.manual_seed(0)
@@ -255,7 +255,7 @@ def test_from_a_mapping():
     }
     bound = bind(ChatBridgeConfig, node)
     assert isinstance(bound.llm, CausalLMConfig) and isinstance(bound.bridges["visual"].encoder, EvaVitConfig)
-    assert ChatBridge(bound, llm=llm()).queries == {"image": Q}
+    assert ChatBridge(bound, llm=llm()).rows["image"]((1, 3, 28, 28)) == Q
     node["bridges"]["visual"]["encoder"] = eva | {"dept": 3}
     with pytest.raises(ValueError, match="bridges.visual.encoder.dept: unknown key; did you mean 'depth'"):
         bind(ChatBridgeConfig, node)
@@ -281,7 +281,7 @@ def test_encoders_from_outside():
     ENCODERS.register("test_thermal", config=ThermalConfig)(Thermal)
     try:
         cfg = config()
-        small = PerceiverConfig(num_queries=Q, width=8, layers=1, heads=2, intermediate=8)
+        small = QFormerConfig(num_queries=Q, width=8, layers=1, heads=2, intermediate=8)
         cfg.bridges["heat"] = BridgeConfig(modalities=["thermal"], encoder=ThermalConfig(), perceiver=small)
         m = ChatBridge(cfg, llm=llm())
         assert m.encode("thermal", torch.randn(2, 3, 6, 4)).shape == (2, Q, 16)
@@ -297,7 +297,7 @@ def test_real_size_on_the_meta_device(tmp_path):
     LlamaConfig(
         vocab_size=32001, hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, intermediate_size=13824
     ).save_pretrained(tmp_path)
-    shared = PerceiverConfig(encoder_width=1408)
+    shared = QFormerConfig(encoder_width=1408)
     bridges = {
         "visual": BridgeConfig(modalities=["image", "video"], encoder=EvaVitConfig(), perceiver=shared),
         "audio": BridgeConfig(modalities=["audio"], encoder=BeatsConfig(), perceiver=shared),
@@ -306,7 +306,7 @@ def test_real_size_on_the_meta_device(tmp_path):
     with torch.device("meta"):
         m = ChatBridge(cfg)
     assert sum(t.numel() for t in m.trainable_state().values()) == 110_206_848
-    assert m.queries == {"image": 32, "video": 32, "audio": 32}
+    assert {name: rows((4, 3, 224, 224)) for name, rows in m.rows.items()} == {"image": 32, "video": 32, "audio": 32}
     original = to_original_shapes(m)
     assert original["visual_encoder.pos_embed"] == (1, 257, 1408)
     assert original["visual_encoder.blocks.38.mlp.fc1.weight"] == (6144, 1408)

@@ -17,14 +17,14 @@ import train
 from chatbridge.common.raw import RawMedia, stack_media
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.encoders.beats import BeatsConfig
-from chatbridge.models.perceiver import PerceiverConfig
+from chatbridge.models.projectors import QFormerConfig
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
     Blob,
     ImageConfig,
     ImageProcessor,
-    MediaProcessor,
+    Processor,
     VideoConfig,
     VideoProcessor,
 )
@@ -43,7 +43,7 @@ def noise(height: int, width: int, strength: int = 255, seed: int = 0) -> Blob:
     return Blob("noise.png", out.getvalue())
 
 
-def both(config, kind=ImageProcessor) -> tuple[MediaProcessor, MediaProcessor]:
+def both(config, kind=ImageProcessor) -> tuple[Processor, Processor]:
     """The processor with either way of finishing."""
     return kind(replace(config, finish="worker")), kind(replace(config, finish="device"))
 
@@ -148,7 +148,7 @@ def test_a_bridge_finishes_what_it_is_given(tmp_path):
     config = BridgeConfig(
         modalities=["audio"],
         encoder=BeatsConfig(**{k: v for k, v in BEATS.items() if k != "name"}),
-        perceiver=PerceiverConfig(**PERCEIVER),
+        perceiver=QFormerConfig(**PERCEIVER),
     )
     torch.manual_seed(0)
     bridge = Bridge(config, 16).eval()

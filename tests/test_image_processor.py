@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from chatbridge.common.registry import PROCESSORS
-from chatbridge.processors.base import Blob, MediaError, MediaProcessor
+from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.image import ImageConfig, ImageProcessor
 from tests.media_files import cut
 
@@ -36,7 +36,7 @@ def noise(tmp_path):
 
 def test_shape_and_normalisation(noise):
     ours = ImageProcessor(ImageConfig(image_size=28))
-    assert isinstance(ours, MediaProcessor)
+    assert isinstance(ours, Processor)
     loaded = ours.load(noise)
     assert loaded.shape == ours.shape == (1, 3, 28, 28) and loaded.dtype == torch.float32
     plain = processor(image_size=28).load(noise) / 255

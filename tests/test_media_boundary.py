@@ -39,7 +39,7 @@ from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
 from dataset_prep.prep.media import check_media, processors
 from tests.media_files import tone, write_video
-from tests.reading_tools import TOKENIZER
+from tests.reading_tools import TOKENIZER, two_rows
 
 PROCESSORS = {
     "image": ImageProcessor(ImageConfig(image_size=28)),
@@ -199,9 +199,8 @@ def test_a_plugin_s_odd_sample_is_replaced_and_counted(tmp_path):
         (tmp_path / f"{name}.odd").write_bytes(b"x")
     entries = [{"id": name, "odd_id": name, "caption": "red"} for name in ("good", "bad")]
     (tmp_path / "list.json").write_text(json.dumps(entries))
-    parts = Parts(
-        AlignmentTask(AlignmentConfig()), load_tokenizer(TOKENIZER), {"odd": 2}, {"odd": Thermal(IndexError("7"))}
-    )
+    task, tokenizer = AlignmentTask(AlignmentConfig()), load_tokenizer(TOKENIZER)
+    parts = Parts(task, tokenizer, {"odd": two_rows}, {"odd": Thermal(IndexError("7"))})
     config = AnnotationsConfig(kind="odd-cap", annotations=str(tmp_path / "list.json"), media={"odd": str(tmp_path)})
     dataset = AnnotatedDataset(config, "odd", parts)
     example, entries = dataset.example(1, 0)

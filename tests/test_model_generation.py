@@ -66,4 +66,4 @@ class TestGeneration:
         embedding.register_forward_hook(lambda _m, _a, out: widths.append(out.shape[1]))
         assert plain.generate(batch(), 5) == expected
         assert widths[1:] == [1] * (len(widths) - 1)
-        assert plain.training and plain.bridges["visual"].perceiver.training
+        assert plain.training and plain.bridges["visual"].projector.training

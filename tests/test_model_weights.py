@@ -22,12 +22,15 @@ class TestSharing:
     def test_one_qformer_and_projection(self):
         m = model(share_perceivers=True)
         visual, audio = m.bridges["visual"], m.bridges["audio"]
-        assert visual.perceiver.qformer is audio.perceiver.qformer and visual.projection is audio.projection
-        assert visual.perceiver.query_tokens is not audio.perceiver.query_tokens
+        assert visual.projector.qformer is audio.projector.qformer
+        assert visual.projector.projection is audio.projector.projection
+        assert visual.projector.query_tokens is not audio.projector.query_tokens
         names = m.trainable_state()
-        assert not any(n.startswith(("bridges.audio.perceiver.qformer", "bridges.audio.projection")) for n in names)
+        assert not any(
+            n.startswith(("bridges.audio.projector.qformer", "bridges.audio.projector.projection")) for n in names
+        )
         alone = model()
-        assert alone.bridges["visual"].projection is not alone.bridges["audio"].projection
+        assert alone.bridges["visual"].projector.projection is not alone.bridges["audio"].projector.projection
 
     def test_shapes_that_cannot_be_shared(self):
         cfg = config(share_perceivers=True)
@@ -48,10 +51,10 @@ class TestSharing:
             ChatBridge(cfg, llm=llm())
 
     def test_a_zero_bank_only_on_request(self):
-        assert model().bridges["audio"].perceiver.query_tokens.std() > 0.005
+        assert model().bridges["audio"].projector.query_tokens.std() > 0.005
         cfg = config()
         cfg.bridges["audio"].perceiver = replace(cfg.bridges["audio"].perceiver, query_std=0.0)
-        assert (ChatBridge(cfg, llm=llm()).bridges["audio"].perceiver.query_tokens == 0).all()
+        assert (ChatBridge(cfg, llm=llm()).bridges["audio"].projector.query_tokens == 0).all()
 
 
 class TestWeights:
@@ -112,19 +115,19 @@ class TestWeights:
             to_original(m)
         load_original(m, to_original(model(3, share_perceivers=True)))
         visual, audio = m.bridges["visual"], m.bridges["audio"]
-        assert torch.equal(visual.projection.weight, audio.projection.weight)
+        assert torch.equal(visual.projector.projection.weight, audio.projector.projection.weight)
 
     def test_blip2(self):
         m, source = model(1, share_perceivers=True), model(2, share_perceivers=True)
         theirs = {n: t for n, t in to_original(source, full=True).items() if n.startswith(("Qformer.", "ln_vision."))}
-        theirs["query_tokens"] = source.bridges["visual"].perceiver.query_tokens.detach()
+        theirs["query_tokens"] = source.bridges["visual"].projector.query_tokens.detach()
         theirs["Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
         theirs["t5_proj.weight"] = torch.zeros(4, 8)
-        audio = m.bridges["audio"].perceiver.query_tokens.detach().clone()
+        audio = m.bridges["audio"].projector.query_tokens.detach().clone()
         ignored = load_blip2(m, theirs)
         assert sorted(ignored) == ["Qformer.bert.embeddings.position_ids", "t5_proj.weight"]
-        assert torch.equal(m.bridges["visual"].perceiver.query_tokens, theirs["query_tokens"])
-        assert torch.equal(m.bridges["audio"].perceiver.query_tokens, audio)
+        assert torch.equal(m.bridges["visual"].projector.query_tokens, theirs["query_tokens"])
+        assert torch.equal(m.bridges["audio"].projector.query_tokens, audio)
         with pytest.raises(ValueError, match="unexpected"):
             load_blip2(m, theirs | {"itm_haed.weight": torch.zeros(2)})
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_instead_of_the_named_ones(here):
 
     save_checkpoint(whole, 3, model.trainable_state(), {}, "")
     loaded = load_model("chatbridge", "toy", checkpoint=whole)
-    name = "bridges.audio.projection.weight"
+    name = "bridges.audio.projector.projection.weight"
     assert torch.equal(loaded.get_parameter(name), model.get_parameter(name))
     loaded = Engine.load(config, checkpoint="a folder, with [marks]", device="cpu").model
     assert torch.equal(loaded.get_parameter(name), model.get_parameter(name))

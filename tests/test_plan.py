@@ -65,9 +65,9 @@ def test_stage_1_of_the_published_run(run_plan):
     assert told["model"]["parameters"] == 14_202_292_080
     parts = {(p["component"], p["dtype"]): p for p in told["model"]["parts"]}
     assert parts["llm", "float16"]["numbers"] == 13_015_874_560
-    assert parts["bridges.vision.perceiver.qformer", "float32"]["numbers"] == 105_137_664
+    assert parts["bridges.vision.projector.qformer", "float32"]["numbers"] == 105_137_664
     assert parts["bridges.audio.adapter", "float32"]["numbers"] == 1_082_752
-    assert parts["bridges.vision.projection", "float32"]["numbers"] == 3_937_280
+    assert parts["bridges.vision.projector.projection", "float32"]["numbers"] == 3_937_280
     assert told["memory"]["always"]["weights"] == told["model"]["parameter_bytes"]
     assert told["memory"]["always"]["optimiser"] == 2 * 4 * 110_206_848
     assert told["steps"]["laion"]["share"] == pytest.approx(200 / 220)
@@ -102,7 +102,7 @@ def test_the_text_says_what_the_json_does(tree, tmp_path, capsys):
     model = Assembly(load_config(file)).model()
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     assert f"in {len(names)} tensors" in said
-    assert "bridges.vision.perceiver.qformer.bert.encoder.layer.{0-1}.attention.self.query.weight" in said
+    assert "bridges.vision.projector.qformer.bert.encoder.layer.{0-1}.attention.self.query.weight" in said
     assert "samples/s" in said and "minutes for 6 steps" in said
     assert said.rstrip().endswith(": can start")
 
@@ -112,7 +112,7 @@ def test_the_folded_list_leaves_nothing_out():
     found = inventory(model, source)
     assert sum(times for *_, times in found.folded()) == len(found.trainable) == 260
     folded = {name: times for name, _, times in found.folded()}
-    layer = "bridges.vision.perceiver.qformer.bert.encoder.layer"
+    layer = "bridges.vision.projector.qformer.bert.encoder.layer"
     assert folded[layer + ".{0,2,4,6,8,10}.crossattention.self.key.weight"] == 6
     assert folded[layer + ".{0-11}.output_query.dense.weight"] == 12
     assert source == "the published architecture vicuna-13b-v0"

@@ -23,7 +23,7 @@ from chatbridge.models import (
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
 )
 from chatbridge.planning.activations import saved_for_backward, weight_copies
 from chatbridge.planning.flops import batch_work
@@ -75,7 +75,7 @@ def model(
     )  # fmt: skip
     language = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[dtype], attn_implementation="sdpa")
     llm = CausalLM(CausalLMConfig(path="", dtype=dtype, gradient_checkpointing=checkpointing), language)
-    perceiver = PerceiverConfig(num_queries=Q, width=64, layers=3, heads=4, intermediate=160, encoder_width=96)
+    perceiver = QFormerConfig(num_queries=Q, width=64, layers=3, heads=4, intermediate=160, encoder_width=96)
     eva = EvaVitConfig(image_size=56, width=96, depth=2, heads=4, dtype=dtype)
     beats = BeatsConfig(
         patch_width=32, width=48, depth=2, heads=4, ffn_width=96, conv_pos=8, conv_pos_groups=4, dtype=dtype

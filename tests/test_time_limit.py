@@ -24,7 +24,7 @@ from chatbridge.processors.time_limit import within
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
 from tests.media_files import tone, write_video
-from tests.reading_tools import TOKENIZER
+from tests.reading_tools import TOKENIZER, two_rows
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_training_takes_another_sample_and_says_so(tmp_path, monkeypatch, never)
     (tmp_path / "list.json").write_text(json.dumps(entries))
     hang_at(monkeypatch, video_files, "_with_decord", "stuck", never)
     processors = {"video": VideoProcessor(VideoConfig(image_size=28, read_seconds=0.3))}
-    parts = Parts(AlignmentTask(AlignmentConfig()), load_tokenizer(TOKENIZER), {"video": 2}, processors)
+    parts = Parts(AlignmentTask(AlignmentConfig()), load_tokenizer(TOKENIZER), {"video": two_rows}, processors)
     config = AnnotationsConfig(
         kind="tv-cap", annotations=str(tmp_path / "list.json"), media={"video": str(tmp_path)}, batch_size=1
     )

@@ -150,7 +150,7 @@ def test_every_number_reaches_the_sinks_and_no_key_is_handed_on(tmp_path, monkey
     assert "not-for-files" not in str(told["init"]) and told["init"]["resume"] == "allow"
     assert told["init"]["project"] == "bridges" and "entity" not in told["init"]
     dataset = metrics(tmp_path / "output")[0]["dataset"]
-    assert {"train/loss", f"train/losses/{dataset}", "train/grad_norms/bridges.audio.perceiver"} <= told[1].keys()
+    assert {"train/loss", f"train/losses/{dataset}", "train/grad_norms/bridges.audio.projector"} <= told[1].keys()
     accumulator = EventAccumulator(str(tmp_path / "output" / "tensorboard")).Reload()
     assert f"train/{dataset}/losses/{dataset}" in accumulator.Tags()["scalars"]
 

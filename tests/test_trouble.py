@@ -99,15 +99,15 @@ def test_the_scaler_looks_for_its_scale_and_its_collapse_is_told(tmp_path):
     accelerator._optimizers = [prepared]
     names = list(assembly.datasets)
     step = OptimiserStep(model, model, [prepared], accelerator, names, None)
-    handle = model.bridges["audio"].projection.weight.register_hook(lambda grad: grad * float("inf"))
+    handle = model.bridges["audio"].projector.projection.weight.register_hook(lambda grad: grad * float("inf"))
     found = [step([batch], 1e-3) for _ in range(3)]
     assert [(r.overflow, bool(r.problem)) for r in found] == [(True, True), (True, True), (False, True)]
     assert "gradient not finite at loss scale 1" in found[-1].problem
     assert accelerator.scaler.get_scale() == 0.5
     handle.remove()
-    before = model.bridges["audio"].projection.weight.detach().clone()
+    before = model.bridges["audio"].projector.projection.weight.detach().clone()
     assert step([batch], 1e-3).problem == ""
-    assert not torch.equal(before, model.bridges["audio"].projection.weight)
+    assert not torch.equal(before, model.bridges["audio"].projector.projection.weight)
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chatbridge.processors.base import Blob, MediaError, MediaProcessor
+from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 from chatbridge.processors.video_files import _with_av, _with_decord
 from tests.media_files import cut, tone, write_video
@@ -41,7 +41,7 @@ def video(folder):
 
 def test_evaluation_and_training_frames(video):
     ours = processor()
-    assert isinstance(ours, MediaProcessor)
+    assert isinstance(ours, Processor)
     loaded = ours.load(video)
     assert loaded.shape == ours.shape == (4, 3, 16, 16) and loaded.dtype == torch.float32
     assert frames_seen(loaded) == [0, 1, 2, 3]

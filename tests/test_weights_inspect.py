@@ -179,8 +179,8 @@ class TestNothingHalfLoaded:
     def test_a_resumed_checkpoint_with_nan(self):
         m = model()
         state = {name: tensor.clone() for name, tensor in m.trainable_state().items()}
-        state["bridges.audio.projection.bias"][0] = float("nan")
-        with pytest.raises(WeightsError, match="bridges.audio.projection.bias' holds 1 values"):
+        state["bridges.audio.projector.projection.bias"][0] = float("nan")
+        with pytest.raises(WeightsError, match="bridges.audio.projector.projection.bias' holds 1 values"):
             m.load_trainable(state)
 
     @pytest.mark.parametrize("kind", ["eva_vit", "beats"])
@@ -274,7 +274,7 @@ class TestOtherFiles:
         )
         coverage = load_checkpoint(m, tmp_path / "m.pth")
         changed = {name for name, tensor in m.state_dict().items() if not torch.equal(tensor, before[name])}
-        assert changed == {"bridges.visual.projection.weight", "bridges.visual.projection.bias"}
+        assert changed == {"bridges.visual.projector.projection.weight", "bridges.visual.projector.projection.bias"}
         assert coverage.tensors == (2, 2) and coverage.kept
 
     def test_blip2_starts_the_vision_perceiver_only(self, tmp_path):
@@ -284,7 +284,7 @@ class TestOtherFiles:
         audio = {n: t.clone() for n, t in m.bridges["audio"].state_dict().items()}
         torch.save({"model": state}, tmp_path / "blip2.pth")
         load_checkpoint(m, tmp_path / "blip2.pth")
-        assert (m.bridges["visual"].perceiver.query_tokens == 1).all()
+        assert (m.bridges["visual"].projector.query_tokens == 1).all()
         assert all(torch.equal(t, audio[n]) for n, t in m.bridges["audio"].state_dict().items())
 
     def test_a_full_original_checkpoint_brings_the_frozen_parts(self, tmp_path):

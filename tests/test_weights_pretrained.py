@@ -45,7 +45,7 @@ def test_goes_round(built, saved, tmp_path):
     assert list(state) == list(expected)
     assert all(torch.equal(t, expected[n]) and t.dtype == expected[n].dtype for n, t in state.items())
     assert not any(t.is_meta for t in (*again.parameters(), *again.buffers())) and not again.training
-    assert again.bridges["vision"].projection is again.bridges["audio"].projection
+    assert again.bridges["vision"].projector.projection is again.bridges["audio"].projector.projection
     assert {n for n, p in again.named_parameters() if p.requires_grad} == set(built[0].trainable_state())
     assert len(list(saved.glob("*.safetensors"))) > 2
     second = again.save_pretrained(tmp_path / "second")

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from chatbridge.models import Beats, BeatsConfig, EvaVit, EvaVitConfig
+from chatbridge.models.encoders.beats import TABLE
 from chatbridge.weights import Source, load_checkpoint
-from chatbridge.weights.adapters import TABLE, original_targets, trainable_names
-from chatbridge.weights.formats import AUDIO, VISION, detect
+from chatbridge.weights.adapters import original_targets, trainable_names
+from chatbridge.weights.formats import detect
 from chatbridge.weights.inspection import inspect
 from chatbridge.weights.readers import plan_checkpoint, plan_encoder, plan_language_model
 from chatbridge.weights.reference import published_encoder, published_language_model, published_model
@@ -63,7 +64,7 @@ class TestOnMeta:
     @pytest.mark.parametrize("prefix", ["", "visual.", "visual.trunk."])
     def test_eva_with_40_blocks(self, prefix):
         shapes = names.eva(prefix=prefix) | (names.TEXT_SIDE_OF_CLIP if prefix else {})
-        coverage = plan_encoder(published_encoder(VISION), source(shapes), "file")[0]
+        coverage = plan_encoder(published_encoder("eva_vit"), source(shapes), "file")[0]
         assert coverage.ok, coverage.complaint
         assert coverage.parameters == (names.count(names.eva(39, head=False)),) * 2
         assert len(coverage.ignored) == len(shapes) - len(names.eva(39, head=False))
@@ -72,7 +73,7 @@ class TestOnMeta:
     @pytest.mark.parametrize("new", [False, True])
     def test_beats(self, finetuned, new):
         file = source(names.beats(finetuned, new), {"cfg": names.BEATS_CFG | {"finetuned_model": finetuned}})
-        coverage, reading, *_ = plan_encoder(published_encoder(AUDIO), file, "file")
+        coverage, reading, *_ = plan_encoder(published_encoder("beats"), file, "file")
         assert coverage.ok and len(reading.copies) == 11 and len(coverage.ignored) == 2 * finetuned
 
     @pytest.mark.parametrize(("vocabulary", "inv_freq"), [(32001, True), (32000, False)])
@@ -156,7 +157,7 @@ class TestForReal:
             assert tensor.is_meta == name.startswith(FROZEN), name
             if not tensor.is_meta:
                 assert tensor.flatten()[0] == tensor.flatten()[-1] == torch.tensor(order[name]), name
-        assert model.bridges["vision"].projection is model.bridges["audio"].projection
+        assert model.bridges["vision"].projector.projection is model.bridges["audio"].projector.projection
 
     def test_inspect_says_the_same(self, partial):
         coverage = inspect(partial)

@@ -10,12 +10,13 @@ from transformers import LlamaConfig
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
 from chatbridge.models import (
     BeatsConfig,
+    Bridge,
     BridgeConfig,
     CausalLM,
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
 )
 
 Q = 3
@@ -37,12 +38,17 @@ def llm(dtype="float32", **changes):
 
 
 def config(**changes):
-    perceiver = PerceiverConfig(num_queries=Q, width=8, layers=2, heads=2, intermediate=16, encoder_width=12)
+    perceiver = QFormerConfig(num_queries=Q, width=8, layers=2, heads=2, intermediate=16, encoder_width=12)
     eva = EvaVitConfig(image_size=28, width=12, depth=1, heads=2)
     beats = BeatsConfig(patch_width=6, width=8, depth=2, heads=2, ffn_width=16, conv_pos=4, conv_pos_groups=2)
     visual = BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver, temporal_positions=2)
     audio = BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver)
     return ChatBridgeConfig(**{"llm": None, "bridges": {"visual": visual, "audio": audio}} | changes)
+
+
+def bridge(llm_width=16, **changes):
+    torch.manual_seed(0)
+    return Bridge(BridgeConfig(**{"modalities": ["image"]} | changes), llm_width).eval()
 
 
 def model(seed=0, language=None, **changes):

@@ -2,8 +2,8 @@
 
 Shape letters, used as suffixes all over the package:
     B samples, L token positions, N media of one modality in the batch, T frames or clips of one medium,
-    Q query tokens of a perceiver, S encoder tokens of a frame or clip, E encoder width, P perceiver width,
-    D width of the LLM, V vocabulary.
+    Q query tokens of a projector, R rows of one medium, S encoder tokens of a frame or clip, E encoder width,
+    P width of a projector, D width of the LLM, V vocabulary.
 Where samples are packed, several to a row, B counts rows.
 """
 

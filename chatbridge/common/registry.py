@@ -83,6 +83,10 @@ class Registry:
         entry = self._entry_of(config)
         return entry.target(*args, **kwargs) if entry.config is None else entry.target(config, *args, **kwargs)
 
+    def target_of(self, config: Any) -> Any:
+        """The class (or function) that a typed configuration belongs to."""
+        return self._entry_of(config).target
+
     def name_of(self, config: Any) -> str:
         """The registered name whose configuration dataclass this object is an instance of."""
         return self._entry_of(config).name
@@ -108,6 +112,7 @@ def _where(target: Any) -> str:
 
 
 ENCODERS = Registry("encoder")
+PROJECTORS = Registry("projector", usual="qformer")
 LLMS = Registry("language model", usual="causal_lm")
 MODELS = Registry("model", tag="arch", usual="chatbridge")
 PROCESSORS = Registry("processor")

@@ -68,7 +68,7 @@ def tokenize(
     sample_id: str,
     segments: Sequence[Segment],
     tokenizer: Tokenizer,
-    queries: Mapping[str, int],
+    rows: Mapping[str, int],
     max_tokens: int | None = None,
     budget: str = "all",
     compat: str = "default",
@@ -79,18 +79,18 @@ def tokenize(
         sample_id: named in errors.
         segments: what `PromptFormat.segments` or `caption_segments` gave.
         tokenizer: the language model's.
-        queries: modality -> positions that one medium of it fills.
+        rows: modality -> positions that one medium of it fills.
         max_tokens: the limit, BOS not counted; None for no limit.
         budget: what the limit counts: "all" positions, media included (stage 2), or "text" alone (stage 1).
         compat: "original" cuts at the limit whatever stands there and, with budget "text", ignores every label that
             equals the padding id.
 
     Raises:
-        ValueError: a modality that `queries` does not have, or a sample that cannot be made to fit.
+        ValueError: a modality that `rows` does not have, or a sample that cannot be made to fit.
     """
     if budget not in ("all", "text"):
         raise ValueError(f"budget is 'all' or 'text', not '{budget}'")
-    pieces = [_piece(sample_id, segment, tokenizer, queries) for segment in segments]
+    pieces = [_piece(sample_id, segment, tokenizer, rows) for segment in segments]
     sample = _assemble(sample_id, pieces)
     media = sum(slot.length for slot in sample.slots)
     limit = len(sample) if max_tokens is None else max_tokens + (media if budget == "text" else 0)
@@ -104,16 +104,16 @@ def tokenize(
     return sample
 
 
-def _piece(sample_id: str, segment: Segment, tokenizer: Tokenizer, queries: Mapping[str, int]) -> _Piece:
+def _piece(sample_id: str, segment: Segment, tokenizer: Tokenizer, rows: Mapping[str, int]) -> _Piece:
     if isinstance(segment, Text):
         # Here all text passes on its way to a tokenizer, and tokenizers refuse what is not Unicode.
         return _Piece(tokenizer.encode(repaired(segment.text)), segment.supervised)
-    if segment.modality not in queries:
+    if segment.modality not in rows:
         raise ValueError(
             f"sample '{sample_id}' shows '{segment.modality}', which this model has no bridge for; "
-            f"it has: {', '.join(sorted(queries)) or 'none'}"
+            f"it has: {', '.join(sorted(rows)) or 'none'}"
         )
-    return _Piece([], media=segment, length=segment.count * queries[segment.modality])
+    return _Piece([], media=segment, length=segment.count * rows[segment.modality])
 
 
 def _assemble(sample_id: str, pieces: Sequence[_Piece]) -> TokenizedSample:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from chatbridge.common.ledger import LedgerEntry
 from chatbridge.common.registry import METRICS, PROCESSORS
 from chatbridge.common.schema import key
+from chatbridge.contracts import Processor, RowsOf, Task
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.collate import Example
@@ -44,17 +45,6 @@ class OneSample:
 
 
 one_sample = OneSample()
-
-
-class Renderer(Protocol):
-    """What a dataset asks of a task (see `chatbridge.tasks.base`)."""
-
-    compat: str
-
-    def render(self, record: Record, kind: TaskKind, rng: Any, item: int | None, open: bool) -> Any: ...
-    def items(self, record: Record, kind: TaskKind) -> Sequence[int | None]: ...
-    def check_kind(self, kind: TaskKind) -> None: ...
-    def tokenize(self, rendered: Any, tokenizer: Tokenizer, queries: Mapping[str, int]) -> TokenizedSample: ...
 
 
 @dataclass(kw_only=True)
@@ -97,12 +87,16 @@ class DatasetConfig:
 
 @dataclass
 class Parts:
-    """What datasets of one run share."""
+    """What datasets of one run share.
 
-    task: Renderer
+    Attributes:
+        rows: modality -> how many rows the model makes of a medium of a shape; those that it has a bridge for.
+    """
+
+    task: Task
     tokenizer: Tokenizer
-    queries: Mapping[str, int]
-    processors: Mapping[str, Any]
+    rows: Mapping[str, RowsOf]
+    processors: Mapping[str, Processor]
     seed: int = 0
 
 
@@ -138,7 +132,8 @@ class TaskDataset:
         served: modality -> where its files are, for those modalities that have such a place; None for all.
 
     Attributes:
-        kinds: what is shown and asked; media: loads what records name; skipped: what was left out, a line each.
+        kinds: what is shown and asked; rows: positions that a medium of each modality takes; media: loads what records
+            name; skipped: what was left out, a line each.
         max_positions: a longer sample is unusable (set where batches have a budget of positions).
 
     Raises:
@@ -155,14 +150,16 @@ class TaskDataset:
         own = build_processors(config.processors, f"dataset '{name}': processors")
         self.processors = {**parts.processors, **own}
         self.kinds = self._kinds(served)
+        shown = {modality for kind in self.kinds for modality in kind.modalities}
+        self.rows = {m: parts.rows[m](self.processors[m].shape) for m in sorted(shown)}
         self.skipped: list[str] = []
         self.max_positions: int | None = None
         self.media: MediaLoader
 
     def _kinds(self, served: Mapping[str, Any] | None) -> tuple[TaskKind, ...]:
-        known = {*self.processors, *self.parts.queries}
+        known = {*self.processors, *self.parts.rows}
         needs = [
-            (self.parts.queries, "a bridge under model.bridges"),
+            (self.parts.rows, "a bridge under model.bridges"),
             (self.processors, "a processor under processors"),
         ]
         if served is not None:
@@ -296,7 +293,7 @@ class TaskDataset:
     ) -> tuple[Any, TokenizedSample]:
         """One record as it is rendered, and its tokens; see `read`."""
         rendered = self.parts.task.render(record, kind, rng, item, self.open)
-        return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.parts.queries)
+        return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.rows)
 
     def _shown(
         self,

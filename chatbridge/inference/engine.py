@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from chatbridge import register_all
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.schema import ConfigError
+from chatbridge.contracts import Processor
 from chatbridge.conversation import PromptFormat
 from chatbridge.inference.media import Medium, Shown, guess_modality, without_sound
 from chatbridge.inference.prefix import PrefixCache
 from chatbridge.inference.prompt import Exchange, Prompt, PromptWriter
 from chatbridge.inference.settings import GenerationSettings
 from chatbridge.models.attention import AttentionMaps, cross_attention
-from chatbridge.processors.base import MediaError, MediaProcessor, reading
+from chatbridge.processors.base import MediaError, reading
 from chatbridge.processors.containers import NO_SOUND
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly
@@ -59,7 +60,7 @@ class Engine:
         self,
         model: nn.Module,
         tokenizer: Tokenizer,
-        processors: Mapping[str, MediaProcessor],
+        processors: Mapping[str, Processor],
         task: Task,
         precision: str = "no",
         cache_bytes: int = 256 * 2**20,
@@ -71,9 +72,10 @@ class Engine:
                 "load a configuration with task.name: instruction"
             )
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
-        self.processors = {name: one for name, one in processors.items() if name in model.queries}
+        self.processors = {name: one for name, one in processors.items() if name in model.rows}
         self.format, self.stop, self.precision = format, task.stop, precision
-        self.writer = PromptWriter(format, tokenizer, model.queries)
+        rows = {name: model.rows[name](one.shape) for name, one in self.processors.items()}
+        self.writer = PromptWriter(format, tokenizer, rows)
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
         self._row_bytes, self._cache_bytes = 0, cache_bytes
         self._lock = threading.Lock()
@@ -179,7 +181,7 @@ class Engine:
         return [picture]
 
     def encode(self, media: Iterable[Medium]) -> list[Tensor]:
-        """Rows [Q, D] of each medium, computed only for those that were not shown before.
+        """Rows [R, D] of each medium, computed only for those that were not shown before.
 
         Raises:
             MediaError: for one that cannot be read, or whose file has changed since it was attached.
@@ -194,14 +196,16 @@ class Engine:
             self._rows.move_to_end(where)
             return self._rows[where]
         with torch.no_grad(), self.autocast():
-            rows_NQD = self.model.encode(medium.modality, self.pixels(medium)[None].to(self.device))
-        rows_QD = rows_NQD[0].to(self.model.llm.dtype)
-        self._rows[where] = rows_QD
-        self._row_bytes += rows_QD.numel() * rows_QD.element_size()
+            rows_NRD = self.model.encode(medium.modality, self.pixels(medium)[None].to(self.device))
+        rows_RD, room = rows_NRD[0].to(self.model.llm.dtype), self.writer.rows[medium.modality]
+        if len(rows_RD) != room:
+            raise MediaError(medium.name, f"became {len(rows_RD)} rows, where the text has room for {room}")
+        self._rows[where] = rows_RD
+        self._row_bytes += rows_RD.numel() * rows_RD.element_size()
         while self._row_bytes > self._cache_bytes and len(self._rows) > 1:
             _, old = self._rows.popitem(last=False)
             self._row_bytes -= old.numel() * old.element_size()
-        return rows_QD
+        return rows_RD
 
     def forget_media(self) -> None:
         """Give back the memory of media that were shown; they are read again where they are needed."""
@@ -226,15 +230,15 @@ class Engine:
         ids = [position if isinstance(position, int) else 0 for position in prompt.positions[start:]]
         with torch.no_grad():
             embeds_BLD = self.model.llm.embed(torch.tensor([ids], device=self.device))
-        shown = [(first, medium) for first, medium in prompt.media if first + self._queries(medium) > start]
-        for (first, _), rows_QD in zip(shown, self.encode(medium for _, medium in shown), strict=True):
+        shown = [(first, medium) for first, medium in prompt.media if first + self.writer.rows[medium.modality] > start]
+        for (first, _), rows_RD in zip(shown, self.encode(medium for _, medium in shown), strict=True):
             skip = max(0, start - first)
             begin = first + skip - start
-            embeds_BLD[0, begin : begin + len(rows_QD) - skip] = rows_QD[skip:]
+            embeds_BLD[0, begin : begin + len(rows_RD) - skip] = rows_RD[skip:]
         return embeds_BLD
 
     def attention(self, source: Shown | Medium, modality: str | None = None) -> AttentionMaps:
-        """What the perceiver looks at in a medium (`chatbridge.models.attention`)."""
+        """What the projector's queries look at in a medium (`chatbridge.models.attention`)."""
         medium = self.medium(source, modality)
         with self.autocast():
             return cross_attention(self.model.bridge_of(medium.modality), self.pixels(medium)[None].to(self.device))
@@ -244,9 +248,6 @@ class Engine:
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
-
-    def _queries(self, medium: Medium) -> int:
-        return self.model.queries[medium.modality]
 
 
 def load_for_chat(

@@ -56,12 +56,12 @@ class PromptWriter:
     """Writes conversations as a task does in training.
 
     Args:
-        format: the task's words; tokenizer: the language model's; queries: modality -> rows of one medium.
+        format: the task's words; tokenizer: the language model's; rows: modality -> rows of one medium.
     """
 
     format: PromptFormat
     tokenizer: Tokenizer
-    queries: Mapping[str, int]
+    rows: Mapping[str, int]
 
     def fit(self, exchanges: Sequence[Exchange], limit: int) -> Prompt:
         """The conversation without its oldest exchanges, as many as it takes to keep within `limit` positions, BOS
@@ -84,7 +84,7 @@ class PromptWriter:
         if last < len(exchanges):
             return Prompt(*self.write(exchanges[last:]), last)
         positions, _ = self.write(exchanges[-1:])
-        shown = sum(self.queries[medium.modality] for medium in newest.media)
+        shown = sum(self.rows[medium.modality] for medium in newest.media)
         raise ValueError(
             f"the newest question takes {len(positions)} positions ({shown} of them its {len(newest.media)} media), "
             f"and {limit} are left for it; shorten its text, show fewer media or lower max_new_tokens"
@@ -95,7 +95,7 @@ class PromptWriter:
 
     def write(self, exchanges: Sequence[Exchange]) -> tuple[list[Position], list[tuple[int, Medium]]]:
         """Every position of the conversation, and where its media stand. A last answer is written out, too."""
-        sample = tokenize("conversation", self.format.segments(dialogue_of(exchanges)), self.tokenizer, self.queries)
+        sample = tokenize("conversation", self.format.segments(dialogue_of(exchanges)), self.tokenizer, self.rows)
         prefix = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         positions: list[Position] = [*prefix, *sample.input_ids]
         waiting: dict[str, list[Medium]] = {}

@@ -1,4 +1,4 @@
-"""Encoders, perceiver bridges, the frozen language model, and their fusion.
+"""Encoders, projectors, the bridges made of them, the frozen language model, and their fusion.
 
 For notebooks, the names by which LAVIS users load a model are found here, too; see `chatbridge.inference.zoo`.
 """
@@ -9,8 +9,15 @@ from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.chatbridge import ChatBridge, ChatBridgeConfig, Output
 from chatbridge.models.encoders import Beats, BeatsConfig, EvaVit, EvaVitConfig
 from chatbridge.models.llm import CausalLM, CausalLMConfig
-from chatbridge.models.perceiver import Perceiver, PerceiverConfig
-from chatbridge.models.qformer import QFormer
+from chatbridge.models.projectors import (
+    MlpConfig,
+    MlpProjector,
+    QFormer,
+    QFormerConfig,
+    QFormerProjector,
+    ResamplerConfig,
+    ResamplerProjector,
+)
 from chatbridge.weights.adapters import to_original
 from chatbridge.weights.readers import load_checkpoint, load_original
 
@@ -25,10 +32,14 @@ __all__ = [
     "ChatBridgeConfig",
     "EvaVit",
     "EvaVitConfig",
+    "MlpConfig",
+    "MlpProjector",
     "Output",
-    "Perceiver",
-    "PerceiverConfig",
     "QFormer",
+    "QFormerConfig",
+    "QFormerProjector",
+    "ResamplerConfig",
+    "ResamplerProjector",
     "load_checkpoint",
     "load_original",
     "to_original",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbridge.models.bridge import Bridge
-from chatbridge.models.encoders import Beats, EvaVit
+from chatbridge.models.tokens import token_grid
 
 
 @dataclass(frozen=True)
@@ -26,41 +26,39 @@ class AttentionMaps:
     Attributes:
         weights_CNHQTS: probabilities; over T and S together they sum to 1.
         layers: the numbers of the C layers.
-        grid: rows and columns of the tokens of one frame or clip, None where the encoder tells none; a picture's rows
-            go down, a spectrogram's rows go up in pitch and its columns forth in time.
+        grid: which token of a frame or clip stands where [rows, columns], None where they stand on no grid; a picture's
+            rows go down, a spectrogram's rows go up in pitch and its columns forth in time.
     """
 
     weights_CNHQTS: Tensor
     layers: tuple[int, ...]
-    grid: tuple[int, int] | None = None
+    grid: Tensor | None = None
 
     def on_grid(self) -> Tensor:
         """The weights of the tokens that stand on the grid, without those that do not (CLS): [C, N, H, Q, T, R, W].
 
         Raises:
-            ValueError: when the encoder tells no grid.
+            ValueError: when they stand on none.
         """
         if self.grid is None:
             raise ValueError("this encoder's tokens stand on no known grid; use weights_CNHQTS")
-        rows, columns = self.grid
-        return self.weights_CNHQTS[..., -rows * columns :].unflatten(-1, (rows, columns))
+        return self.weights_CNHQTS[..., self.grid]
 
 
 @torch.no_grad()
 def cross_attention(bridge: Bridge, media_NT: Tensor) -> AttentionMaps:
-    """Attention of a bridge's queries over media [N, T, ...], in every layer that looks at the encoder's tokens."""
-    frames = media_NT.shape[1]
-    stack = bridge.perceiver.qformer.bert["encoder"]["layer"]
-    layers = [number for number, layer in enumerate(stack) if layer.crossattention is not None]
-    with captured([stack[number].crossattention for number in layers]) as maps:
+    """Attention of a bridge's queries over media [N, T, ...], in every layer that looks at the encoder's tokens.
+
+    Raises:
+        ValueError: for a projector without such layers.
+    """
+    layers = getattr(bridge.projector, "cross_attentions", {})
+    if not layers:
+        raise ValueError(f"{type(bridge.projector).__name__} has no queries that look at tokens: nothing to show")
+    with captured(list(layers.values())) as maps:
         bridge(media_NT)
-    weights_CNHQS = torch.stack(maps)
-    weights_CNHQTS = weights_CNHQS.unflatten(-1, (frames, -1))
-    grid = token_grid(bridge.encoder, media_NT)
-    if isinstance(bridge.encoder, Beats):
-        # BEATs' tokens go one time step after the other, low pitches first.
-        weights_CNHQTS = weights_CNHQTS.unflatten(-1, (grid[1], grid[0])).transpose(-1, -2).flatten(-2)
-    return AttentionMaps(weights_CNHQTS, tuple(layers), grid)
+    weights_CNHQTS = torch.stack(maps).unflatten(-1, (media_NT.shape[1], -1))
+    return AttentionMaps(weights_CNHQTS, tuple(layers), token_grid(bridge.encoder, tuple(media_NT.shape[2:])))
 
 
 @contextmanager
@@ -84,13 +82,3 @@ def _probabilities(module: Any, x: Tensor, tokens: Tensor, bias: Tensor | None) 
     )
     scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
     return (scores if bias is None else scores + bias).softmax(-1)
-
-
-def token_grid(encoder: nn.Module, media_NT: Tensor) -> tuple[int, int] | None:
-    """Rows and columns on which the tokens of one frame or clip stand; None for an encoder of unknown kind."""
-    if isinstance(encoder, EvaVit):
-        return tuple(encoder.patch_embed.grid_size)
-    if isinstance(encoder, Beats):
-        frames, bins = media_NT.shape[-2:]
-        return bins // encoder.config.patch_size, frames // encoder.config.patch_size
-    return None

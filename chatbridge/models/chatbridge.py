@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
 from chatbridge.common.registry import LLMS, MODELS
 from chatbridge.common.schema import key
+from chatbridge.contracts import RowsOf
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.llm import Stop
+from chatbridge.models.tokens import RowCount
 from chatbridge.weights.pretrained import from_pretrained, save_pretrained
 from chatbridge.weights.readers import load_checkpoint, load_trainable
 
@@ -29,9 +31,9 @@ class ChatBridgeConfig:
     llm: Any = key(help="the frozen language model", registry=LLMS)
     bridges: dict[str, BridgeConfig] = key(help="the ways of media into it, by names of your choice")
     share_perceivers: bool = key(
-        False, help="one Q-Former and one projection for all bridges, as published checkpoints"
+        False, help="one projector for all bridges (qformer: a query bank each), as in published checkpoints"
     )
-    freeze_perceivers: bool = key(False, help="train temporal embeddings and projections only")
+    freeze_perceivers: bool = key(False, help="train temporal embeddings and the last layer of projectors only")
     weights: list[str] = key(
         [], help="checkpoints to start from, in this order: ours, the original's, BLIP-2's, MiniGPT-4's", path=True
     )
@@ -62,15 +64,15 @@ class Output:
 
 @MODELS.register("chatbridge", config=ChatBridgeConfig)
 class ChatBridge(nn.Module):
-    """The whole model; only perceivers, adapters, temporal embeddings and projections learn.
+    """The whole model. Projectors, adapters and temporal embeddings learn, and what a language model adds to itself.
 
     Args:
         config: the parts.
         llm: a language model already in memory, instead of the one `config.llm` names.
 
     Attributes:
-        every_branch: in training, pass through the bridges of absent modalities too, with weight zero. Processes that
-            train together need it: each waits for the others' gradients of every parameter.
+        every_branch: in training, give parameters of absent modalities gradients too, of zeros. Processes that train
+            together need it: each waits for the others' gradients of every parameter.
 
     Raises:
         ValueError: for parts that do not go together, and weights that do not fit.
@@ -112,18 +114,24 @@ class ChatBridge(nn.Module):
         """Scales and weights, for which tensors must be real."""
         for name, bridge_config in config.bridges.items():
             if bridge_config.projection_scale == "auto":
-                self.bridges[name].scale_projection(self.llm.embedding_norm())
+                self.bridges[name].scale_rows(self.llm.embedding_norm())
         for path in config.weights:
             load_checkpoint(self, path)
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.bridges.values())).projection.weight.device
+        return next(iter(self.bridges.values())).norm.weight.device
 
     @property
-    def queries(self) -> dict[str, int]:
-        """Rows that one medium of each modality becomes."""
-        return {modality: self.bridges[name].num_queries for modality, name in self._route.items()}
+    def rows(self) -> dict[str, RowsOf]:
+        """Modality -> how many rows a medium of shape [T, ...] becomes."""
+        return {modality: self.bridges[name].rows for modality, name in self._route.items()}
+
+    @staticmethod
+    def rows_of(config: ChatBridgeConfig) -> dict[str, RowsOf]:
+        """The same of a configuration: before there is a model, and small enough for data workers."""
+        counts = {name: RowCount(b.encoder, b.chosen, name) for name, b in config.bridges.items()}
+        return {modality: counts[name] for name, b in config.bridges.items() for modality in b.modalities}
 
     def bridge_of(self, modality: str) -> Bridge:
         """The bridge that serves a modality. Raises ValueError when there is none."""
@@ -142,7 +150,7 @@ class ChatBridge(nn.Module):
         return self
 
     def encode(self, modality: str, media_NT: Tensor) -> Tensor:
-        """Media [N, T, ...] to rows [N, Q, D]."""
+        """Media [N, T, ...] to rows [N, R, D]."""
         return self.bridge_of(modality)(media_NT)
 
     def fuse(self, batch: MultimodalBatch) -> Tensor:
@@ -154,11 +162,10 @@ class ChatBridge(nn.Module):
         counts_MB = _positions_per_modality(batch)
         embeds_BLD = self.llm.embed(batch.input_ids_BL)
         for modality, counts_B in zip(batch.modalities, counts_MB, strict=True):
-            media, queries = batch.media[modality], self.bridge_of(modality).num_queries
+            rows_NRD = self.encode(modality, batch.media[modality])
             if self.compat != "original":
-                _check_counts(batch.ids, modality, counts_B, len(media), queries)
-            mask_BL = batch.slot_mask_BL(modality)
-            rows_ND = self.encode(modality, media).flatten(0, 1)
+                _check_counts(batch.ids, modality, counts_B, *rows_NRD.shape[:2])
+            mask_BL, rows_ND = batch.slot_mask_BL(modality), rows_NRD.flatten(0, 1)
             if sum(counts_B) != len(rows_ND):
                 rows_ND = _cut_as_text(rows_ND, mask_BL, modality)
             embeds_BLD = embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), rows_ND.to(embeds_BLD.dtype))
@@ -169,12 +176,8 @@ class ChatBridge(nn.Module):
     def _idle_branches(self, batch: MultimodalBatch) -> Tensor:
         """Zero, by way of every trainable parameter that this batch has no use for."""
         used = self.branches_of(batch)
-        zero = torch.zeros((), device=self.device)
-        for name, bridge in self.bridges.items():
-            if name not in used:
-                blank_NTSE = torch.zeros(1, 1, 1, bridge.encoder.width, device=self.device)
-                zero = zero + bridge.perceive(blank_NTSE).float().mean() * 0.0
-        return zero
+        idle = [p for name, branch in self.branches().items() if name not in used for p in branch]
+        return sum(((p * 0.0).sum() for p in idle), torch.zeros((), device=self.device))
 
     def branches_of(self, batch: MultimodalBatch) -> set[str]:
         """Names, as in `branches`, of what this batch's media go through."""
@@ -246,7 +249,7 @@ class ChatBridge(nn.Module):
         try:
             if self.compat == "original":  # the published code leaves the Q-Former's dropout on here
                 for bridge in self.bridges.values():
-                    bridge.perceiver.train()
+                    bridge.projector.train()
             ids = self.llm.generate(
                 self.fuse(batch),
                 batch.attention_mask_BL,
@@ -312,16 +315,16 @@ def _positions_per_modality(batch: MultimodalBatch) -> list[list[int]]:
     return counts_MB
 
 
-def _check_counts(ids: list[str], modality: str, counts_B: list[int], media: int, queries: int) -> None:
+def _check_counts(ids: list[str], modality: str, counts_B: list[int], media: int, rows: int) -> None:
     positions = sum(counts_B)
-    if positions != media * queries:
+    if positions != media * rows:
         raise ValueError(
-            f"{modality}: {positions} positions in the text for {media * queries} rows ({media} media of {queries} "
-            f"queries); samples {', '.join(ids)}"
+            f"{modality}: {positions} positions in the text for {media * rows} rows ({media} media of {rows}); "
+            f"samples {', '.join(ids)}"
         )
     for name, count in zip(ids, counts_B, strict=True):
-        if count % queries:
-            raise ValueError(f"{modality}: sample '{name}' has {count} positions, not a multiple of {queries} queries")
+        if count % rows:
+            raise ValueError(f"{modality}: sample '{name}' has {count} positions, not a multiple of {rows} rows")
 
 
 def _positions(batch: MultimodalBatch) -> Tensor:

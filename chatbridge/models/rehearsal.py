@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from chatbridge.common.registry import ENCODERS
 from chatbridge.models.bridge import BridgeConfig, check_frames
+from chatbridge.models.tokens import meta_encoder
 
 
 class NothingTold(ValueError):
@@ -35,15 +35,9 @@ def encoder_step(name: str, bridge: BridgeConfig, source: str, shape: tuple[int,
         NothingTold: when it needs numbers, as parts of a user's own may.
     """
     where = f"model.bridges.{name}.encoder"
-    config = bridge.encoder
-    if hasattr(config, "dtype"):  # autocast, which half-precision encoders use, does not exist on the meta device
-        config = replace(config, dtype="float32")
-    if hasattr(config, "weights"):  # what they fill is another question
-        config = replace(config, weights=None)
     try:
         check_frames(bridge, shape[0])
-        with torch.device("meta"):
-            encoder, media = ENCODERS.build(config).eval(), torch.empty(1, *shape[1:])
+        encoder, media = meta_encoder(bridge.encoder), torch.empty(1, *shape[1:], device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             tokens = encoder(media)
     except Exception as error:  # it may be the user's own code, and PyTorch's checks raise many classes

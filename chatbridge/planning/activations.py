@@ -74,9 +74,8 @@ def weight_copies(geometry: Geometry, batch: BatchShape) -> tuple[float, float]:
     if geometry.amp is None:
         return 0.0, 0.0
     used = [geometry.model.bridge_of(modality) for modality in batch.media]
-    used += [geometry.model.bridges[sizes.name] for sizes in geometry.absent(batch)]
     learnt = {id(p): p.numel() for bridge in used for p in bridge.parameters() if p.requires_grad and p.dim() > 1}
-    banks = {id(bridge.perceiver.query_tokens) for bridge in used}
+    banks = {id(bridge.projector.query_tokens) for bridge in used}
     own = 2.0 * sum(numbers for key, numbers in learnt.items() if key not in banks)
     llm = geometry.llm
     if llm.dtype == AMP_DTYPES[geometry.amp]:
@@ -91,9 +90,8 @@ def logits_kept(geometry: Geometry, batch: BatchShape) -> float:
 
 
 def perceivers_kept(geometry: Geometry, batch: BatchShape) -> float:
-    """What all perceivers keep, those of absent modalities included."""
-    amp = geometry.amp is not None
-    kept = sum(perceiver_activations(sizes, 1, 1, amp) for sizes in geometry.absent(batch))
+    """What all perceivers keep."""
+    amp, kept = geometry.amp is not None, 0.0
     for modality, media in batch.media.items():
         tokens = media.steps * geometry.encoder_step(modality, media.step_shape).tokens
         kept += perceiver_activations(geometry.bridge(modality), media.count, tokens, amp)

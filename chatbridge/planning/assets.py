@@ -39,7 +39,7 @@ def _named(config: Any, model: ChatBridge) -> Iterator[tuple[str, str | None, Ca
         yield "llm.path", config.llm.path, lambda p: plan_language_model(language, open_weights(p), f"'{p}'")[0]
     for name, bridge in config.bridges.items():
         encoder = model.bridges[name].encoder
-        if hasattr(encoder, "published_format"):
+        if hasattr(encoder, "file_format"):
             path = getattr(bridge.encoder, "weights", None)
             key = f"bridges.{name}.encoder.weights"
             yield key, path, lambda p, e=encoder: plan_encoder(e, open_weights(p), f"'{p}'")[0]

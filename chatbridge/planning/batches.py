@@ -90,7 +90,7 @@ def planned_dataset(
 
 def sample_sizes(config: Any, task: Task, geometry: Geometry, probe: Probe | None, bos: int) -> SampleSizes:
     """What is known of one dataset's samples. Arguments and errors as for `planned_dataset`."""
-    kinds = TaskKind.parse_all(config.kind, geometry.model.queries)
+    kinds = TaskKind.parse_all(config.kind, geometry.model.rows)
     most = {m: 1.0 for kind in kinds for m in kind.modalities}
     mean = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in most}
     if probe is not None and probe.lengths:

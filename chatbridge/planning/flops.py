@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 from chatbridge.planning.geometry import BatchShape, BridgeSizes, Geometry
 
-ABSENT = "absent branches"
-"""The component of bridges that a batch has no media for, and passes through all the same."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -42,9 +39,6 @@ def batch_work(geometry: Geometry, batch: BatchShape) -> dict[str, Work]:
         for part, done in ((f"{sizes.name} encoder", encoder), (f"{sizes.name} perceiver", perceiver)):
             work[part] = work[part] + done if part in work else done
     absent = geometry.absent(batch)
-    for sizes in absent:
-        done = perceiver_work(sizes, 1, 1, geometry.amp is not None)
-        work[ABSENT] = work[ABSENT] + done if ABSENT in work else done
     learns = any(_learns(sizes) for sizes in (*(geometry.bridge(modality) for modality in batch.media), *absent))
     work["language model"] = language_work(geometry, batch, learns)
     work["logits"] = logits_work(geometry, batch, learns)

@@ -15,6 +15,7 @@ from torch import nn
 from chatbridge.models.bridge import Bridge
 from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.models.llm import CausalLM
+from chatbridge.models.projectors import QFormerProjector
 from chatbridge.models.rehearsal import EncoderStep, encoder_step
 from chatbridge.planning.sharding import language_shards
 
@@ -106,8 +107,8 @@ class Geometry:
     Args:
         model: on any device; only shapes and types are read.
         amp: the mixed precision of the run: "bf16", "fp16", or None.
-        every_branch: whether batches pass through the bridges of absent modalities, too, as they do with more than one
-            process (`ChatBridge.every_branch`).
+        every_branch: whether parameters of absent modalities get gradients, too, as they do with more than one process
+            (`ChatBridge.every_branch`).
 
     Attributes:
         llm, shards: sizes of the language model, and its groups under fsdp. bridges: sizes by name.
@@ -125,7 +126,7 @@ class Geometry:
         return next(self.bridges[name] for name, b in self.model.bridges.items() if b is bridge)
 
     def absent(self, batch: BatchShape) -> list[BridgeSizes]:
-        """Bridges that a batch passes through without media of theirs: one blank token, with weight zero."""
+        """Bridges whose parameters get gradients of zeros from a batch, for it has no media of theirs."""
         if not self.every_branch:
             return []
         used = {self.bridge(modality).name for modality in batch.media}
@@ -158,7 +159,10 @@ class Geometry:
 
 
 def _bridge_sizes(name: str, bridge: Bridge) -> BridgeSizes:
-    c = bridge.config.perceiver
+    c, projector = bridge.config.chosen, bridge.projector
+    if not isinstance(projector, QFormerProjector):
+        kind = type(projector).__name__
+        raise ValueError(f"model.bridges.{name}: the cost of a {kind} cannot be told yet, only that of the qformer")
     linear = [m.out_features for m in bridge.encoder.modules() if isinstance(m, nn.Linear)]
     kinds = {p.dtype for p in bridge.encoder.parameters() if p.dim() > 1}
     return BridgeSizes(
@@ -166,21 +170,21 @@ def _bridge_sizes(name: str, bridge: Bridge) -> BridgeSizes:
         encoder_width=bridge.encoder.width,
         encoder_widest=max(linear, default=bridge.encoder.width),
         encoder_half=any(kind.itemsize == 2 for kind in kinds),
-        token_width=bridge.encoder_width,
+        token_width=bridge.token_width,
         queries=c.num_queries,
         width=c.width,
         layers=c.layers,
         cross_layers=len(range(0, c.layers, c.cross_attention_every)),
         heads=c.heads,
         intermediate=c.intermediate,
-        out=bridge.projection.out_features,
+        out=projector.projection.out_features,
         dropout=c.dropout > 0,
         adapter=bridge.adapter is not None,
         adapter_trains=bridge.adapter is not None and _trains(bridge.adapter),
         temporal=bridge.temporal is not None,
         norm_trains=_trains(bridge.norm),
-        perceiver_trains=_trains(bridge.perceiver),
-        projection_trains=_trains(bridge.projection),
+        perceiver_trains=projector.query_tokens.requires_grad,
+        projection_trains=_trains(projector.projection),
     )
 
 

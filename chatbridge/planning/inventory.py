@@ -108,11 +108,11 @@ def inventory(model: nn.Module, source: str = "") -> Inventory:
 
 
 def component_of(name: str) -> str:
-    """The component that a tensor belongs to: "llm", "bridges.vision.encoder", "bridges.vision.perceiver.qformer"."""
+    """The component that a tensor belongs to: "llm", "bridges.vision.encoder", "bridges.vision.projector.qformer"."""
     parts = name.split(".")
     if parts[0] != "bridges":
         return parts[0]
-    return ".".join(parts[: 4 if parts[2] == "perceiver" else 3])
+    return ".".join(parts[: 4 if parts[2] == "projector" else 3])
 
 
 def _sum(named: Iterator[tuple[str, torch.Tensor]] | list[tuple[str, torch.Tensor]]) -> list[Tensors]:

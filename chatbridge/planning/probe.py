@@ -100,7 +100,7 @@ def first_samples(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int 
                 if tokenizer is None:
                     shown.append({"id": rendered.id, "text": _mark_segments(rendered.segments)})
                     continue
-                tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.parts.queries)
+                tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.rows)
         except ValueError as error:
             shown.append({"id": item.name, "text": f"cannot be rendered: {error}"})
             continue
@@ -189,7 +189,7 @@ def _render(dataset: TaskDataset, record: Record, rng: random.Random) -> tuple[R
 
 
 def _count_tokens(found: Probe, rendered: Rendered, dataset: TaskDataset, tokenizer: Tokenizer) -> None:
-    tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.parts.queries)
+    tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.rows)
     answers = [s.text for s in rendered.segments if isinstance(s, Text) and s.supervised]
     left = sum(label != IGNORE for label in tokens.labels)
     found.labels_before += sum(len(tokenizer.encode(text)) for text in answers)

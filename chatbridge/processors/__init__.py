@@ -1,7 +1,8 @@
 """A file on disk to a tensor (image, video, audio), and text to token ids."""
 
+from chatbridge.contracts import Processor
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
-from chatbridge.processors.base import Blob, MediaError, MediaProcessor
+from chatbridge.processors.base import Blob, MediaError
 from chatbridge.processors.image import ImageConfig, ImageProcessor
 from chatbridge.processors.media import MediaLoader
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
@@ -15,7 +16,7 @@ __all__ = [
     "ImageProcessor",
     "MediaError",
     "MediaLoader",
-    "MediaProcessor",
+    "Processor",
     "Tokenizer",
     "VideoConfig",
     "VideoProcessor",

@@ -1,25 +1,21 @@
 """What every media processor is: a file on disk (or its bytes) in, a tensor of frames or clips out.
 
-A processor of one's own needs nothing more than the members of `MediaProcessor`; it is registered with
-``@PROCESSORS.register("name", config=ItsConfig)`` and then named in a YAML.
+See `chatbridge.contracts.Processor`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import random
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import Any
 
 from chatbridge.common.documents import LFS_REASON, LFS_START, DocumentError, irregular, open_regular, repaired
-from chatbridge.common.raw import RawMedia
 from chatbridge.common.registry import PROCESSORS
+from chatbridge.contracts import Processor
 
 LONGEST_REASON = 200
 """Characters of a decoder's message that are passed on: some print pages of their insides."""
@@ -63,40 +59,6 @@ class Blob:
 
 Source = str | Path | Blob
 """Where a medium comes from: a path, or bytes with a name."""
-
-
-@runtime_checkable
-class MediaProcessor(Protocol):
-    """One modality's way from a file to a tensor [T, ...].
-
-    Attributes:
-        modality: the name it goes by when a configuration gives no other.
-        extensions: file name endings (lower case, with dot) that are tried when a reference has none.
-        shape: shape of every tensor that `load` and `blank` return (of raw media, when they are finished), T first.
-    """
-
-    modality: str
-    extensions: tuple[str, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawMedia:
-        """The medium as float32 [T, ...]; in training a processor may leave the last of it to the model's device.
-
-        Args:
-            source: the file, or its bytes.
-            rng: given, the training rules with their random choices; None, the evaluation rules, which have none
-                and always give a tensor.
-
-        Raises:
-            MediaError: when the file is missing, unreadable, truncated or empty of this modality.
-        """
-        ...
-
-    def blank(self) -> Tensor:
-        """A medium with nothing in it (a black picture, silence), put through the same pipeline: for ablations."""
-        ...
 
 
 def name_of(source: Source) -> str:
@@ -196,7 +158,7 @@ def _is_lfs_pointer(source: Source) -> bool:
     return False
 
 
-def build_processors(configs: Mapping[str, Any], where: str) -> dict[str, MediaProcessor]:
+def build_processors(configs: Mapping[str, Any], where: str) -> dict[str, Processor]:
     """Modality -> its processor, from typed configurations; `where` is the key that they stand under.
 
     Raises:
@@ -208,7 +170,7 @@ def build_processors(configs: Mapping[str, Any], where: str) -> dict[str, MediaP
             built[modality] = PROCESSORS.build(config)
         except ValueError as error:
             raise ValueError(f"{where}.{modality}: {error}") from error
-        if not isinstance(built[modality], MediaProcessor):
+        if not isinstance(built[modality], Processor):
             name = PROCESSORS.name_of(config)
             raise ValueError(f"{where}.{modality}: '{name}' reads text, not media files; name a media processor")
     return built

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from torch import Tensor
 
 from chatbridge.common.raw import RawMedia
-from chatbridge.processors.base import MediaError, MediaProcessor, MissingMedia, Source, name_of, reading
+from chatbridge.contracts import Processor
+from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of, reading
 
 SUSPECT = re.compile(r"^[./\\]*$|^[/\\]|\.\.|[\0:]")
 """What a file name that leaves its folder, or means the folder itself, has at least one of."""
@@ -33,7 +34,7 @@ class MediaLoader:
 
     def __init__(
         self,
-        processors: Mapping[str, MediaProcessor],
+        processors: Mapping[str, Processor],
         roots: Mapping[str, str | Path],
         cache_bytes: int = 0,
     ):
@@ -133,14 +134,14 @@ class MediaLoader:
             raise MediaError(name_of(source), too_short)
         return tensor
 
-    def _processor(self, modality: str) -> MediaProcessor:
+    def _processor(self, modality: str) -> Processor:
         if modality not in self.processors:
             known = ", ".join(sorted(self.processors)) or "none"
             raise ValueError(f"no processor is given for modality '{modality}' (given: {known})")
         return self.processors[modality]
 
     @staticmethod
-    def _endings(processor: MediaProcessor) -> list[str]:
+    def _endings(processor: Processor) -> list[str]:
         return [form for ending in processor.extensions for form in (ending, ending.upper())]
 
 

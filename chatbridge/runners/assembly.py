@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, TASKS
+from chatbridge.contracts import RowsOf
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.held_out import HeldOut
@@ -49,15 +50,15 @@ class Assembly:
     def processors(self) -> dict[str, Any]:
         return build_processors(self.config.processors, "processors")
 
-    @property
-    def queries(self) -> dict[str, int]:
-        """Modality -> rows that one medium of it becomes."""
-        bridges = getattr(self.config.model, "bridges", {}).values()
-        return {modality: b.perceiver.num_queries for b in bridges for modality in b.modalities}
+    @cached_property
+    def rows(self) -> Mapping[str, RowsOf]:
+        """Modality -> how many rows a medium of a shape becomes; empty for a model that does not say."""
+        rows_of = getattr(MODELS.target_of(self.config.model), "rows_of", None)
+        return rows_of(self.config.model) if rows_of is not None else {}
 
     @cached_property
     def parts(self) -> Parts:
-        return Parts(self.task, self.tokenizer, self.queries, self.processors, self.config.run.seed)
+        return Parts(self.task, self.tokenizer, self.rows, self.processors, self.config.run.seed)
 
     def model(self, device: torch.device | None = None) -> torch.nn.Module:
         """The model, seeded, with every weight its configuration names; files are read straight onto `device`."""

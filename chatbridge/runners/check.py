@@ -83,11 +83,11 @@ def examine(assembly: Assembly, world: int = 1, build: Callable[[], nn.Module] |
             found.attempt(assembly.check_vocabulary)
     task, processors = found.attempt(lambda: assembly.task), found.attempt(lambda: assembly.processors)
     if task is not None and processors is not None:
-        _open_datasets(assembly, found, Parts(task, found.tokenizer, assembly.queries, processors, config.run.seed))
+        _open_datasets(assembly, found, Parts(task, found.tokenizer, assembly.rows, processors, config.run.seed))
     found.attempt(lambda: check_batch_sizes(config, world))
     found.attempt(lambda: check_folder(config.run.output_dir))
     if isinstance(config.run, EvaluationConfig) and task is not None:
-        found.attempt(lambda: check_questions(config.run, config.validation, task, assembly.queries))
+        found.attempt(lambda: check_questions(config.run, config.validation, task, assembly.rows))
     elif isinstance(config.run, TrainingConfig):
         _examine_training(assembly, found, world)
     return found

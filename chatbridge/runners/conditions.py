@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
@@ -50,7 +50,7 @@ def unseen(kind: TaskKind) -> TaskKind:
 
 
 def check_questions(
-    config: EvaluationConfig, sets: Mapping[str, DatasetConfig], task: Task, queries: Mapping[str, int]
+    config: EvaluationConfig, sets: Mapping[str, DatasetConfig], task: Task, known: Collection[str]
 ) -> None:
     """Raise ValueError for an evaluation that asks nothing, or under conditions that do not exist or do not apply."""
     if not sets:
@@ -61,8 +61,8 @@ def check_questions(
     problems = []
     for name, condition in config.conditions.items():
         for modality in [*condition.blank, *condition.shuffle]:
-            if modality not in queries:
-                hint = nearest(modality, list(queries))
+            if modality not in known:
+                hint = nearest(modality, list(known))
                 problems.append(f"run.conditions.{name}: no bridge serves '{modality}'; {hint}")
     for name in asked:
         build_metrics(sets[name].metrics)
@@ -72,7 +72,7 @@ def check_questions(
                 problems.append(f"{where}: no '{condition}' in run.conditions ({', '.join(config.conditions)})")
             elif config.conditions[condition].blind:
                 try:
-                    for kind in TaskKind.parse_all(sets[name].kind, queries):
+                    for kind in TaskKind.parse_all(sets[name].kind, known):
                         task.check_kind(unseen(kind))
                 except ValueError as error:
                     problems.append(f"{where}: '{condition}' is blind, and shows no media: {error}; ask without it")

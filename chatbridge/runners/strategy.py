@@ -98,6 +98,9 @@ class Strategy:
 
     def _shard(self, llm: nn.Module) -> None:
         """Shard every block, the embeddings and the head, each on its own, and what is left with the whole."""
+        learning = [name for name, parameter in llm.named_parameters() if parameter.requires_grad]
+        if learning:
+            raise ValueError(f"run.strategy fsdp shards a frozen language model, and {learning[0]} learns; take ddp")
         mesh = init_device_mesh(self.device.type, (self.world,))
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.config.offload_frozen else None
         settings = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": offload or OffloadPolicy()}

@@ -73,13 +73,13 @@ class Task(ABC):
     def check_kind(self, kind: TaskKind) -> None:
         """Raise ValueError when this task cannot write samples of a kind."""
 
-    def tokenize(self, rendered: Rendered, tokenizer: Tokenizer, queries: Mapping[str, int]) -> TokenizedSample:
+    def tokenize(self, rendered: Rendered, tokenizer: Tokenizer, rows: Mapping[str, int]) -> TokenizedSample:
         """Token ids, labels and slots of a sample, within this task's limit."""
         return tokenize(
             rendered.id,
             rendered.segments,
             tokenizer,
-            queries,
+            rows,
             max_tokens=self.max_txt_len,
             budget=self.budget,
             compat=self.compat,

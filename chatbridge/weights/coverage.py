@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +124,11 @@ class Coverage:
         lines += [f"  problem     {problem}" for problem in self.problems]
         lines.append("  ok" if self.ok else "  does not load")
         return "\n".join(lines)
+
+
+def allowed(name: str, patterns: Iterable[str]) -> str | None:
+    """The pattern that lets a tensor of this name be left out."""
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
 
 
 def compare(reading: Reading, source: Source, targets: Mapping[str, Target]) -> Coverage:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+
+from chatbridge.common.registry import ENCODERS
 
 VISION, AUDIO, LANGUAGE, WHOLE = "vision encoder", "audio encoder", "language model", "whole model"
 """The slots that a file can be for."""
@@ -18,20 +19,19 @@ class Format:
         title: what it is, for people. slot: what it is for.
         place: where a configuration names such a file.
         refusal: why it cannot be used, where that is so.
+        recognises: of an encoder's files: whether these names are of one.
     """
 
     title: str
     slot: str
     place: str
     refusal: str = ""
+    recognises: Callable[[Collection[str]], bool] | None = None
 
 
-_VISION_PLACE = "encoder.weights of the bridge of images"
 _WHOLE_PLACE = "model.weights"
 
 FORMATS = {
-    "eva_vit": Format("EVA-ViT vision encoder", VISION, _VISION_PLACE),
-    "beats": Format("BEATs audio encoder", AUDIO, "encoder.weights of the bridge of audio"),
     "llama": Format("LLaMA or Vicuna language model", LANGUAGE, "llm.path (its folder)"),
     "chatbridge": Format("checkpoint of this project", WHOLE, _WHOLE_PLACE),
     "original": Format("original ChatBridge checkpoint", WHOLE, _WHOLE_PLACE),
@@ -47,13 +47,22 @@ FORMATS = {
     ),
     "unknown": Format("nothing known", "", "", "its tensors have the names of no format that ChatBridge reads"),
 }  # fmt: skip
+"""Of whole models and language models; encoders state those of their files themselves."""
 
-EVA_PREFIXES = ("visual.trunk.", "visual.", "")
-"""open_clip's, EVA-CLIP's, and none (eva_vit_g.pth, timm)."""
+
+def encoder_formats() -> dict[str, Format]:
+    """Registered encoder -> the format of its files, of those that state one."""
+    stated = {name: getattr(ENCODERS.get(name).target, "file_format", None) for name in ENCODERS}
+    return {name: format for name, format in stated.items() if format is not None}
+
+
+def format_of(kind: str) -> Format:
+    """The format that `detect` names."""
+    return FORMATS[kind] if kind in FORMATS else encoder_formats()[kind]
 
 
 def detect(names: Iterable[str]) -> str:
-    """The key in `FORMATS` of a file with these tensors."""
+    """The key in `FORMATS`, or the name of the encoder, of a file with these tensors."""
     names = [name.removeprefix("module.") for name in names]
     known = set(names)
 
@@ -72,10 +81,9 @@ def detect(names: Iterable[str]) -> str:
         return "minigpt4"
     if "query_tokens" in known or any_below("Qformer."):
         return "blip2"
-    if any(re.fullmatch(r"encoder\.layers\.\d+\.self_attn\.grep_a", name) for name in names):
-        return "beats"
-    if any(f"{prefix}blocks.0.attn.qkv.weight" in known for prefix in EVA_PREFIXES):
-        return "eva_vit"
+    for name, format in encoder_formats().items():
+        if format.recognises(known):
+            return name
     if "layers.0.attention.wq.weight" in known:
         return "llama_meta"
     if "model.embed_tokens.weight" in known or "model.layers.0.self_attn.q_proj.weight" in known:
@@ -85,7 +93,7 @@ def detect(names: Iterable[str]) -> str:
 
 def wrong_slot(what: str, format: str, slot: str) -> str:
     """The line that says that a file is not what its place needs."""
-    found = FORMATS[format]
+    found = format_of(format)
     if found.refusal:
         return f"{what}: {found.title} is not usable as {slot}: {found.refusal}"
     return f"{what} is {article(found.title)}, not {article(slot)}; a configuration names it under {found.place}"

@@ -18,7 +18,7 @@ from chatbridge.common.schema import Binder, ConfigError
 from chatbridge.weights.coverage import Coverage
 from chatbridge.weights.files import Source, WeightsError, open_weights
 from chatbridge.weights.filling import checked
-from chatbridge.weights.formats import AUDIO, FORMATS, LANGUAGE, VISION, article, detect
+from chatbridge.weights.formats import LANGUAGE, article, detect, encoder_formats, format_of
 from chatbridge.weights.language_model import check_vocabulary, describe, read_config, tokenizer_size
 from chatbridge.weights.pretrained import inspect_pretrained, is_pretrained
 from chatbridge.weights.readers import Plan, plan_checkpoint, plan_encoder, plan_language_model
@@ -93,7 +93,7 @@ def _inspect_encoder(config: Any, whole: bool) -> Coverage:
     """The weights of an encoder. Only one from outside the package knows how it reads them: it is built."""
     with torch.device("meta"):
         encoder = ENCODERS.build(replace(config, weights=None))
-    if hasattr(encoder, "published_format"):
+    if hasattr(encoder, "file_format"):
         return inspect(config.weights, None, encoder, whole)
     coverage = Coverage(str(config.weights), "for an encoder from outside the package", "encoder")
     try:
@@ -105,20 +105,20 @@ def _inspect_encoder(config: Any, whole: bool) -> Coverage:
 
 def _plan(path: Path, source: Source, model: nn.Module | None, part: nn.Module | None) -> Plan:
     format, what = detect(source.tensors), f"'{path}'"
-    slot = FORMATS[format].slot
-    if part is not None and hasattr(part, "published_format"):
+    slot = format_of(format).slot
+    if part is not None and hasattr(part, "file_format"):
         return plan_encoder(part, source, what)
     if part is not None and part is model:
         return plan_checkpoint(model, source, what)
-    if part is not None or slot == LANGUAGE and not FORMATS[format].refusal:
+    if part is not None or slot == LANGUAGE and not format_of(format).refusal:
         language = part if part is not None else _language_model_for(path, model)
         plan = plan_language_model(language, source, what)
         if path.is_dir():
             plan[0].format = describe(read_config(path))
             plan[0].problems += _beside(path, source)
         return plan
-    if slot in (VISION, AUDIO):
-        encoder = published_encoder(slot) if model is None else _encoder_of(model, format, what)
+    if format in encoder_formats():
+        encoder = published_encoder(format) if model is None else _encoder_of(model, format, what)
         return plan_encoder(encoder, source, what)
     if model is None:
         model = _own_model(path) if format == "chatbridge" else published_model(source.tensors)
@@ -126,9 +126,10 @@ def _plan(path: Path, source: Source, model: nn.Module | None, part: nn.Module |
 
 
 def _encoder_of(model: nn.Module, format: str, what: str) -> nn.Module:
-    found = [b.encoder for b in model.bridges.values() if getattr(b.encoder, "published_format", None) == format]
+    wanted = format_of(format)
+    found = [b.encoder for b in model.bridges.values() if getattr(b.encoder, "file_format", None) == wanted]
     if not found:
-        raise WeightsError(f"{what} is {article(FORMATS[format].title)}, and this model has none")
+        raise WeightsError(f"{what} is {article(wanted.title)}, and this model has none")
     return found[0]
 
 

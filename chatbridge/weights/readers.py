@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from chatbridge.weights.adapters import (
+    current_name,
     module_targets,
     original_targets,
     read_checkpoint,
@@ -17,7 +18,7 @@ from chatbridge.weights.adapters import (
 from chatbridge.weights.coverage import Coverage, Reading, Target, compare
 from chatbridge.weights.files import Source, WeightsError, open_weights, shorten
 from chatbridge.weights.filling import fill
-from chatbridge.weights.formats import FORMATS, LANGUAGE, WHOLE, article, detect, wrong_slot
+from chatbridge.weights.formats import FORMATS, LANGUAGE, WHOLE, article, detect, format_of, wrong_slot
 
 Plan = tuple[Coverage, Reading, Source, Mapping[str, Target]]
 
@@ -26,21 +27,21 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Coverage:
     """Fill an encoder from a published file, or from one of its own.
 
     Args:
-        encoder: with the attribute ``published_format``, a key of `FORMATS`.
+        encoder: one that states its ``file_format`` (`chatbridge.contracts.Encoder`).
 
     Raises:
         WeightsError: when the file is of another kind, does not fit, or is damaged; nothing is loaded then.
     """
-    what = f"{FORMATS[encoder.published_format].slot.split()[0]} weights '{path}'"
+    what = f"{encoder.file_format.slot.split()[0]} weights '{path}'"
     return _carry_out(encoder, what, plan_encoder(encoder, open_weights(path), what))
 
 
 def plan_encoder(encoder: nn.Module, source: Source, what: str) -> Plan:
     """What `load_encoder` would do."""
-    wanted, found = encoder.published_format, detect(source.tensors)
-    if found != wanted:
-        raise WeightsError(_not_this(what, source, found, FORMATS[wanted].slot))
-    reading = read_encoder(wanted, encoder, source)
+    wanted, found = encoder.file_format, detect(source.tensors)
+    if format_of(found) != wanted:
+        raise WeightsError(_not_this(what, source, found, wanted.slot))
+    reading = read_encoder(encoder, source)
     targets = module_targets(encoder)
     return compare(reading, source, targets), reading, source, targets
 
@@ -54,9 +55,12 @@ def load_language_model(model: nn.Module, source: Source) -> Coverage:
 def plan_language_model(model: nn.Module, source: Source, what: str) -> Plan:
     """What `load_language_model` would do."""
     found = detect(source.tensors)
-    if FORMATS[found].refusal and found != "unknown" or FORMATS[found].slot not in ("", LANGUAGE):
+    if format_of(found).refusal and found != "unknown" or format_of(found).slot not in ("", LANGUAGE):
         raise WeightsError(_not_this(what, source, found, LANGUAGE))
     reading, targets = read_llama(source), module_targets(model)
+    learning = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    if len(learning) < len(list(model.parameters())):  # beside what is frozen, it adds something of its own (LoRA)
+        reading.optional = learning
     return compare(reading, source, targets), reading, source, targets
 
 
@@ -73,7 +77,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Coverage:
 def plan_checkpoint(model: nn.Module, source: Source, what: str, format: str | None = None) -> Plan:
     """What `load_checkpoint` would do."""
     format = format or detect(source.tensors)
-    if FORMATS[format].slot != WHOLE or FORMATS[format].refusal:
+    if format_of(format).slot != WHOLE or format_of(format).refusal:
         raise WeightsError(_not_this(what, source, format, WHOLE))
     if format == "chatbridge":
         return plan_own(model, source)
@@ -90,16 +94,21 @@ def plan_checkpoint(model: nn.Module, source: Source, what: str, format: str | N
 def plan_own(model: nn.Module, source: Source, whole: bool = False) -> Plan:
     """A checkpoint under our own names: all that trains, and frozen parts each as a whole or (`whole`) all of it."""
     targets = module_targets(model)
-    reading = Reading(FORMATS["chatbridge"].title, FORMATS["chatbridge"].slot, {n: n for n in source.tensors})
+    reading = _own_reading(source)
     if not whole:
         trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
         frozen = [f"bridges.{name}.{part}." for name in model.bridges for part in ("encoder", "norm")] + ["llm."]
         reading.optional = tuple(part for part in frozen if not any(name.startswith(part) for name in trains))
         others = {name for name in targets if name not in trains and not name.startswith(reading.optional)}
-        reading.optional += tuple(sorted(others - set(source.tensors)))
+        reading.optional += tuple(sorted(others - set(reading.names.values())))
     coverage = compare(reading, source, targets)
     coverage.verdict = "is of another architecture"
     return coverage, reading, source, targets
+
+
+def _own_reading(source: Source) -> Reading:
+    format = FORMATS["chatbridge"]
+    return Reading(format.title, format.slot, {name: current_name(name) for name in source.tensors})
 
 
 def load_original(model: nn.Module, state: Mapping[str, Tensor], where: str = "original checkpoint") -> list[str]:
@@ -128,7 +137,7 @@ def load_trainable(model: nn.Module, state: Mapping[str, Tensor], where: str) ->
     """Fill exactly the tensors that train, by our own names, from memory."""
     source = Source.of(state, where)
     targets = {name: Target([parameter]) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    reading = Reading(FORMATS["chatbridge"].title, FORMATS["chatbridge"].slot, {name: name for name in source.tensors})
+    reading = _own_reading(source)
     coverage = compare(reading, source, targets)
     coverage.verdict = "is of another architecture"
     return _carry_out(model, where, (coverage, reading, source, targets))

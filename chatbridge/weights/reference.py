@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from chatbridge.common.registry import ENCODERS, LLMS, MODELS
 from chatbridge.common.schema import bind
 from chatbridge.weights.filling import empty_weights
-from chatbridge.weights.formats import AUDIO, VISION
 
 VICUNA = {
     "model_type": "llama", "vocab_size": 32001, "hidden_size": 5120, "num_hidden_layers": 40,
@@ -31,9 +30,9 @@ MODEL = {
 """ChatBridge-13B's bridges, as model_configs/chatbridge.yaml has them."""
 
 
-def published_encoder(slot: str) -> nn.Module:
-    """EVA-ViT-G with 39 blocks, or BEATs iter3+."""
-    entry = ENCODERS.get({VISION: "eva_vit", AUDIO: "beats"}[slot])
+def published_encoder(name: str) -> nn.Module:
+    """A registered encoder of the sizes that are its usual ones: EVA-ViT-G with 39 blocks, BEATs iter3+."""
+    entry = ENCODERS.get(name)
     with empty_weights():
         return entry.target(entry.config())
 

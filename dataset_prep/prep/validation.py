@@ -210,10 +210,15 @@ def _from_files(spec: Spec) -> Subject:
     # No limit: how long samples may be, a run's YAML says.
     task = InstructionTask(InstructionConfig(max_txt_len=2**40))
     tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else None
-    parts = Parts(task, tokenizer, dict.fromkeys(shown, 1), processors(), 0)
+    parts = Parts(task, tokenizer, dict.fromkeys(shown, _one_row), processors(), 0)
     config = AnnotationsConfig(annotations=spec.annotations, kind=spec.kind, media=dict(spec.media))
     _open(found, Path(spec.annotations).name, "", config, parts, False)
     return found
+
+
+def _one_row(shape: tuple[int, ...]) -> int:
+    """Of a model that nobody named: how much room media take is not asked."""
+    return 1
 
 
 def _from_config(spec: Spec) -> Subject:
@@ -224,7 +229,7 @@ def _from_config(spec: Spec) -> Subject:
         tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else assembly.tokenizer
     except (ValueError, OSError) as error:
         found.notes.append(f"lengths in tokens are not checked: {str(error).splitlines()[0]}")
-    parts = Parts(assembly.task, tokenizer, assembly.queries, assembly.processors, loaded.config.run.seed)
+    parts = Parts(assembly.task, tokenizer, assembly.rows, assembly.processors, loaded.config.run.seed)
     # An evaluation asks questions that need no answer.
     evaluated = isinstance(loaded.config.run, EvaluationConfig)
     for section, sets in (("datasets", loaded.config.datasets), ("validation", loaded.config.validation)):

@@ -44,7 +44,7 @@ def widen(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-    if isinstance(encoder, EvaVit):
+    if hasattr(encoder, "pos_embed"):
         nn.init.normal_(encoder.patch_embed.proj.weight, std=0.05)
         nn.init.normal_(encoder.pos_embed, std=0.3)
 

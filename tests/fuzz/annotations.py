@@ -95,9 +95,9 @@ class Annotations(Target):
             "image": ImageProcessor(ImageConfig(image_size=28)),
             "audio": AudioProcessor(AudioConfig(frames_per_clip=64))
         }  # fmt: skip
-        queries, words = {"image": 4, "audio": 4}, load_tokenizer(tiny.TOKENIZER)
+        rows, words = dict.fromkeys(("image", "audio"), lambda shape: 4), load_tokenizer(tiny.TOKENIZER)
         tasks = (AlignmentTask(AlignmentConfig()), InstructionTask(InstructionConfig()))
-        self.parts = [Parts(task, words, queries, processors) for task in tasks]
+        self.parts = [Parts(task, words, rows, processors) for task in tasks]
 
     def trial(self, rng: random.Random, folder: Path) -> Iterator[Step]:
         (folder / "files").symlink_to(self.folder)

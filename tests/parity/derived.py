@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, pad
 from chatbridge.common.batch import IGNORE
 from chatbridge.processors.tokenizer import load_tokenizer
 from tests.parity.conftest import Case
-from tests.parity.model_cases import gradients, model_of
+from tests.parity.model_cases import gradients, model_of, rows_of
 from tests.parity.test_assembly import placed
 
 FILLER = "the small bird looks at a tall tree and the river "
@@ -80,7 +80,7 @@ def cut_in_medium(base: Case, which: int) -> tuple[dict[str, Any], dict[str, Ten
     model, tokenizer = model_of(base), load_tokenizer(base.folder / "tokenizer")
 
     def places(conversation: str) -> list:
-        return placed(base, conversation, tokenizer, model.queries)
+        return placed(base, conversation, tokenizer, rows_of(model))
 
     most = len(_visible(base, 0)[0])
     before = long

@@ -17,7 +17,7 @@ from chatbridge.models import (
     ChatBridge,
     ChatBridgeConfig,
     EvaVitConfig,
-    PerceiverConfig,
+    QFormerConfig,
     load_original,
 )
 from chatbridge.processors.tokenizer import load_tokenizer
@@ -54,13 +54,13 @@ def model_config(weights: Case, temporal: bool, **changes) -> ChatBridgeConfig:
     visual = BridgeConfig(
         modalities=["image", "video"],
         encoder=eva,
-        perceiver=PerceiverConfig(**perceiver),
+        perceiver=QFormerConfig(**perceiver),
         temporal_positions=config["num_frames"] if temporal else 0,
     )
     audio = BridgeConfig(
         modalities=["audio"],
         encoder=BeatsConfig.from_published(config["beats"]),
-        perceiver=PerceiverConfig(**perceiver),
+        perceiver=QFormerConfig(**perceiver),
         adapter="always",
         temporal_positions=config["num_audios"] if temporal else 0,
     )
@@ -92,6 +92,11 @@ def build_model(folder: Path, temporal: bool = True, weights_file: str = "chatbr
     return model.eval()
 
 
+def rows_of(model: ChatBridge) -> dict[str, int]:
+    """Modality -> rows of a medium, which for the qformer depend on nothing."""
+    return {modality: rows((1,)) for modality, rows in model.rows.items()}
+
+
 def model_of(case: Case, **changes) -> ChatBridge:
     """The model that a forward case was run on."""
     return build_model(case.folder, case.info["config"]["multi_sample"], case.info["weights_file"], **changes)
@@ -103,7 +108,7 @@ def batch_with_media(
     """Strings through the real conversation code, tokenizer and collator; media from the case."""
     if padding is None:
         padding = "right" if case.info["config"]["stage"] == 1 else "left"
-    batch = batch_of(case, load_tokenizer(case.folder / "tokenizer"), model.queries, compat, padding)
+    batch = batch_of(case, load_tokenizer(case.folder / "tokenizer"), rows_of(model), compat, padding)
     inputs, media = case.inputs, {}
     for modality, count in Counter(slot.modality for slot in slots_of(case) for _ in range(slot.count)).items():
         tensor = inputs[modality]

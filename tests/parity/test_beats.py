@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from chatbridge.models.encoders.beats import Beats, BeatsConfig, relative_buckets
-from chatbridge.weights.adapters import TABLE
+from chatbridge.models.encoders.beats import TABLE, Beats, BeatsConfig, relative_buckets
 
 
 def build(case) -> Beats:

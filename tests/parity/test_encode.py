@@ -24,7 +24,7 @@ def test_every_step(case):
     model = build_model(case.folder, case.info["config"]["multi_sample"], case.info["weights_file"])
     visual, audio = model.bridges["visual"], model.bridges["audio"]
     parts = {"vit": visual.encoder, "ln_vision": visual.norm, "beats": audio.encoder, "ln_audio": audio.norm}
-    parts |= {"audio_trans": audio.adapter, "qformer": visual.perceiver.qformer}
+    parts |= {"audio_trans": audio.adapter, "qformer": visual.projector.qformer}
     seen = record(parts)
     video, clips = case.inputs["video"], case.inputs["audio"]
     with torch.no_grad():

@@ -11,7 +11,7 @@ from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import tokenize
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.processors.tokenizer import load_tokenizer
-from tests.parity.model_cases import build_model
+from tests.parity.model_cases import build_model, rows_of
 
 
 def prompt_batch(case, model, prompts, placeholder, kind, bos):
@@ -21,7 +21,7 @@ def prompt_batch(case, model, prompts, placeholder, kind, bos):
     examples = []
     for index, prompt in enumerate(prompts):
         segments = PromptFormat().parse(prompt, [Media("video"), Media("audio")], placeholder)
-        tokens = tokenize(str(index), segments, tokenizer, model.queries)
+        tokens = tokenize(str(index), segments, tokenizer, rows_of(model))
         examples.append(Example(tokens, {"video": [video[index]], "audio": [audio[index]]}))
     return Collator(tokenizer.bos_id if bos else None, tokenizer.pad_id, "left")(examples)
 

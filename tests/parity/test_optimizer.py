@@ -14,9 +14,9 @@ PARTS = {
     "ln_vision": lambda m: m.bridges["visual"].norm,
     "audio_encoder": lambda m: m.bridges["audio"].encoder,
     "ln_audio": lambda m: m.bridges["audio"].norm,
-    "Qformer": lambda m: m.bridges["visual"].perceiver.qformer,
+    "Qformer": lambda m: m.bridges["visual"].projector.qformer,
     "llama_model": lambda m: m.llm.model,
-    "llama_proj": lambda m: m.bridges["visual"].projection,
+    "llama_proj": lambda m: m.bridges["visual"].projector.projection,
     "audio_trans": lambda m: m.bridges["audio"].adapter,
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from chatbridge.models.qformer import QFormer
+from chatbridge.models.projectors.qformer import QFormer
 
 
 @pytest.mark.golden("qformer_*")

@@ -14,7 +14,7 @@ from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import tokenize
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.processors.tokenizer import load_tokenizer
-from tests.parity.model_cases import batch_with_media, build_model, full_logits, gradients, model_of
+from tests.parity.model_cases import batch_with_media, build_model, full_logits, gradients, model_of, rows_of
 
 NOISE = 1e-5
 
@@ -134,11 +134,11 @@ def test_slots_without_text_around_them(golden):
         count = text.count("<query>")
         segments = PromptFormat().parse(text, [Media("image")] * count)
         media = {"image": list(torch.randn(count, 1, 3, *size))}
-        batch = Collator.of(tokenizer)([Example(tokenize("edge", segments, tokenizer, model.queries), media)])
+        batch = Collator.of(tokenizer)([Example(tokenize("edge", segments, tokenizer, rows_of(model)), media)])
         out = model(batch)
         out.loss.backward()
         assert out.supervised_tokens > 0 and out.loss.isfinite()
-        assert model.bridges["visual"].perceiver.query_tokens.grad.abs().sum() > 0
+        assert model.bridges["visual"].projector.query_tokens.grad.abs().sum() > 0
         model.zero_grad()
 
 

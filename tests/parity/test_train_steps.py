@@ -14,7 +14,7 @@ from chatbridge.datasets.collate import Collator, Example
 from chatbridge.models import to_original
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.runners import TrainingConfig
-from tests.parity.model_cases import build_model, original_weights
+from tests.parity.model_cases import build_model, original_weights, rows_of
 
 END, MAX_TOKENS = "\n", 150
 
@@ -24,7 +24,7 @@ def caption_batch(case, model, modality):
     examples = []
     for index, text in enumerate(case.info["texts"]):
         segments = caption_segments([Source(modality)], text, END)
-        tokens = tokenize(str(index), segments, tokenizer, model.queries, MAX_TOKENS, "text", "original")
+        tokens = tokenize(str(index), segments, tokenizer, rows_of(model), MAX_TOKENS, "text", "original")
         examples.append(Example(tokens, {modality: [case.inputs[modality][index]]}))
     return Collator.of(tokenizer, "right", "original")(examples)
 

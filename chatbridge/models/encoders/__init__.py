@@ -1,7 +1,4 @@
-"""Frozen encoders: one picture, frame or clip in, a row of tokens out.
-
-Any module can be one: ``forward([M, ...]) -> [M, S, E]`` and an integer attribute ``width`` (E).
-"""
+"""Frozen encoders: one picture, frame or clip in, a row of tokens out (`chatbridge.contracts.Encoder`)."""
 
 from chatbridge.models.encoders.beats import Beats, BeatsConfig
 from chatbridge.models.encoders.eva_vit import EvaVit, EvaVitConfig

@@ -10,6 +10,8 @@ Tensors are named as in the published files. The bucket table that all layers sh
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +21,37 @@ from torch import Tensor, nn
 
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
+from chatbridge.contracts import Shape
 from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
-from chatbridge.weights.adapters import beats_settings, mend_beats
+from chatbridge.weights.coverage import Reading, allowed
+from chatbridge.weights.formats import AUDIO, Format
 
-PATCH_BINS = 16
+TABLE = "self_attn.relative_attention_bias.weight"
+"""The table of relative positions: one tensor, which published files repeat in every layer."""
+
+IGNORED = (r"predictor\..*",)
+"""The classifier of fine-tuned files."""
+
+SETTINGS = {
+    "patch_size": "input_patch_size", "patch_width": "embed_dim", "width": "encoder_embed_dim",
+    "depth": "encoder_layers", "heads": "encoder_attention_heads", "ffn_width": "encoder_ffn_embed_dim",
+    "conv_pos": "conv_pos", "conv_pos_groups": "conv_pos_groups", "num_buckets": "num_buckets",
+    "max_distance": "max_distance", "deep_norm": "deep_norm",
+}  # fmt: skip
+"""Our configuration keys, and what the ``cfg`` of published files calls them."""
+
+NEEDED = {
+    "layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True, "conv_bias": False,
+    "activation_fn": "gelu",
+}  # fmt: skip
+"""The variant of BEATs that ChatBridge uses."""
 
 
 @dataclass(kw_only=True)
 class BeatsConfig:
     """Defaults: BEATs_iter3_plus_AS2M, the self-supervised model."""
 
-    patch_size: int = key(PATCH_BINS, help="side of a square patch", unit="frames and mel bins", low=1, high=1024)
+    patch_size: int = key(16, help="side of a square patch", unit="frames and mel bins", low=1, high=1024)
     patch_width: int = key(
         512, help="width of a patch before it is projected to the encoder's width", low=1, high=1 << 16
     )
@@ -64,7 +86,7 @@ class BeatsConfig:
         Raises:
             ValueError: when the file's architecture is one that ChatBridge does not use (pre-norm, no gate, ...).
         """
-        return cls(**beats_settings(cfg))
+        return cls(**settings_of(cfg))
 
 
 @ENCODERS.register("beats", config=BeatsConfig)
@@ -75,7 +97,12 @@ class Beats(nn.Module):
         width: E, the width of a token.
     """
 
-    published_format = "beats"
+    file_format = Format(
+        "BEATs audio encoder",
+        AUDIO,
+        "encoder.weights of the bridge of audio",
+        recognises=lambda names: any(re.fullmatch(r"encoder\.layers\.\d+\.self_attn\.grep_a", name) for name in names),
+    )
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
@@ -84,7 +111,7 @@ class Beats(nn.Module):
         self.dtype = DTYPES[config.dtype]
         with empty_weights(config.weights is not None):
             self._build(config)
-        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: mend_beats(state, prefix))
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: mend(state, prefix))
         self.to(self.dtype)
         if config.weights is not None and not on_meta():
             load_encoder(self, config.weights)
@@ -108,6 +135,84 @@ class Beats(nn.Module):
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         return self.encoder(x)
+
+    def token_count(self, shape: Shape) -> int:
+        return self.token_grid(shape).numel()
+
+    def token_grid(self, shape: Shape) -> Tensor:
+        """Rows go up in pitch, columns forth in time."""
+        steps, bands = (size // self.config.patch_size for size in shape)
+        return torch.arange(steps * bands).unflatten(0, (steps, bands)).T
+
+    def read_names(self, reading: Reading, names: Collection[str], extras: Mapping[str, Any]) -> None:
+        """The repeated table once, weight norm under its old names, no classifier; ``cfg`` is compared."""
+        read_names(reading, names)
+        reading.format += ", fine-tuned" if reading.ignored else ""
+        cfg = extras.get("cfg")
+        if not isinstance(cfg, Mapping):
+            return
+        # What is no plain value equals none of ours.
+        cfg = {k: v if isinstance(v, (bool, int, float, str)) else type(v).__name__ for k, v in cfg.items()}
+        ours = {k: getattr(self.config, k) for k in SETTINGS}
+        told = [f"{k} is {v} there and {ours[k]} here" for k, v in settings_of(cfg).items() if v != ours[k]]
+        if told:
+            reading.problems.append(f"another architecture by its cfg: {', '.join(told)}")
+
+    def copies(self) -> dict[str, str]:
+        layers = range(1, self.config.depth)
+        return {f"encoder.layers.{layer}.{TABLE}": f"encoder.layers.0.{TABLE}" for layer in layers}
+
+
+def read_names(reading: Reading, names: Iterable[str]) -> None:
+    """Enter what the tensors of a published file are called here."""
+    for name in names:
+        pattern = allowed(name, IGNORED)
+        table = re.fullmatch(rf"encoder\.layers\.(\d+)\.{re.escape(TABLE)}", name)
+        if pattern:
+            reading.ignored[name] = pattern
+        elif table and table.group(1) != "0":
+            reading.copies[name] = f"encoder.layers.0.{TABLE}"
+        else:
+            reading.names[name] = old_weight_norm(name)
+
+
+def old_weight_norm(name: str) -> str:
+    """PyTorch's parametrised weight norm, under the names that BEATs was saved with."""
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        name = name.replace(f"pos_conv.0.parametrizations.weight.{new}", f"pos_conv.0.{old}")
+    return name
+
+
+def mend(state: dict[str, Tensor], prefix: str = "") -> None:
+    """The same for a state dict in memory, in place, before a module loads it.
+
+    Raises:
+        ValueError: when the copies of the table differ.
+    """
+    reading = Reading("", "")
+    read_names(reading, [name.removeprefix(prefix) for name in state if name.startswith(prefix)])
+    for name, target in reading.names.items():
+        if name != target:
+            state[prefix + target] = state.pop(prefix + name)
+    for name, own in reading.copies.items():
+        copy = state.pop(prefix + name)
+        if prefix + own in state and not torch.equal(copy, state[prefix + own]):
+            layer = name.split(".")[2]
+            raise ValueError(
+                f"layers 0 and {layer} of the audio weights differ in {TABLE}; in BEATs all share one table"
+            )
+
+
+def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Our configuration keys from the ``cfg`` of a published file.
+
+    Raises:
+        ValueError: when the architecture is one that ChatBridge does not use (pre-norm, no gate, ...).
+    """
+    for name, value in NEEDED.items():
+        if cfg.get(name, value) != value:
+            raise ValueError(f"audio weights with {name}={cfg[name]!r} are not supported, only {value!r}")
+    return {ours: cfg[theirs] for ours, theirs in SETTINGS.items() if theirs in cfg}
 
 
 class Encoder(nn.Module):

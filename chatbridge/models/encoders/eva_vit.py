@@ -1,14 +1,16 @@
 """EVA-ViT, the vision encoder (EVA, arXiv 2211.07636; the giant CLIP model of EVA-CLIP, arXiv 2303.15389).
 
 The blocks are timm's. ChatBridge takes the tokens of the block before the last one, CLS included, without a final
-norm: 39 of the giant model's 40 blocks.
+norm: 39 of the giant model's 40 blocks. Tensors are named as in the published files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,22 @@ from torch import Tensor, nn
 
 from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
+from chatbridge.contracts import Shape
 from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
+from chatbridge.weights.coverage import Reading, allowed
+from chatbridge.weights.formats import VISION, Format
+
+PREFIXES = {"visual.trunk.": " (open_clip)", "visual.": " (EVA-CLIP)", "": ""}
+"""Of tensors in the files of open_clip, of EVA-CLIP, and in others (eva_vit_g.pth, timm)."""
+
+IGNORED = (r"(norm|fc_norm|head)\..*",)
+"""What follows the blocks in a classifier or in CLIP."""
+
+CLIP_IGNORED = (
+    r"(text|transformer|token_embedding|ln_final)\..*",
+    r"positional_embedding|text_projection|logit_scale|logit_bias",
+)
+"""CLIP's text side, beside a vision tower that has a prefix."""
 
 
 @dataclass(kw_only=True)
@@ -43,14 +60,18 @@ class EvaVitConfig:
 
 @ENCODERS.register("eva_vit", config=EvaVitConfig)
 class EvaVit(Eva):
-    """Pictures to tokens; tensors are named as in the published files.
+    """Pictures to tokens: CLS, then the patches row by row.
 
     Attributes:
         width: E, the width of a token.
-        tokens: S, tokens per picture: CLS, then the patches row by row.
     """
 
-    published_format = "eva_vit"
+    file_format = Format(
+        "EVA-ViT vision encoder",
+        VISION,
+        "encoder.weights of the bridge of images",
+        recognises=lambda names: any(f"{prefix}blocks.0.attn.qkv.weight" in names for prefix in PREFIXES),
+    )
 
     def __init__(self, config: EvaVitConfig):
         with empty_weights(config.weights is not None):
@@ -68,7 +89,6 @@ class EvaVit(Eva):
             )
         self.config = config
         self.width = config.width
-        self.tokens = self.pos_embed.shape[1]
         self.dtype = DTYPES[config.dtype]
         self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.fit_state(state, prefix))
         if self.dtype != torch.float32:
@@ -90,6 +110,36 @@ class EvaVit(Eva):
         with torch.autocast(pixels.device.type, dtype=self.dtype) if half else nullcontext():
             return self.forward_features(pixels)
 
+    def token_count(self, shape: Shape) -> int:
+        return self.pos_embed.shape[1]
+
+    def token_grid(self, shape: Shape) -> Tensor:
+        rows, columns = self.patch_embed.grid_size
+        return torch.arange(1, 1 + rows * columns).unflatten(0, (rows, columns))
+
+    def read_names(self, reading: Reading, names: Collection[str], extras: Mapping[str, Any]) -> None:
+        """Blocks from `depth` on, the final norm and the head are not used."""
+        prefix = next(p for p in PREFIXES if not p or any(name.startswith(f"{p}blocks.") for name in names))
+        reading.format += PREFIXES[prefix]
+        depth, blocks = self.config.depth, 0
+        for name in names:
+            inner = name.removeprefix(prefix)
+            if not name.startswith(prefix):
+                pattern = allowed(name, CLIP_IGNORED)
+            else:
+                block = re.match(r"blocks\.(\d+)\.", inner)
+                index = int(block.group(1)) if block else -1
+                blocks = max(blocks, index + 1)
+                pattern = f"blocks.{depth}... of a deeper file" if index >= depth else allowed(inner, IGNORED)
+            if pattern:
+                reading.ignored[name] = pattern
+            else:
+                reading.names[name] = inner
+        if blocks < depth:
+            reading.problems.append(
+                f"the vision weights hold {blocks} blocks and depth is {depth}; lower depth or take others"
+            )
+
     def fit_state(self, state: dict[str, Tensor], prefix: str = "") -> None:
         """Before loading: a state dict made for another image size is brought to this one's grid, in place."""
         given = state.get(prefix + "pos_embed")
@@ -103,7 +153,7 @@ class EvaVit(Eva):
 
     def resample(self, pos_embed: Tensor) -> Tensor:
         """Position embeddings of another image size, on this one's grid."""
-        if pos_embed.dim() != 3 or pos_embed.shape[1] == self.tokens:
+        if pos_embed.dim() != 3 or pos_embed.shape[1] == self.pos_embed.shape[1]:
             return pos_embed
         return interpolate_pos_embed(pos_embed, self.patch_embed.grid_size)
 

@@ -1,19 +1,99 @@
-"""The Q-Former (BLIP-2, arXiv 2301.12597, section 3.1), query side only.
+"""The published projector: learned queries, the Q-Former through which they look at the tokens, and a linear map.
 
-Learned queries attend to each other in every layer and to the encoder's tokens in every second one. Tensors are named
-as in the BLIP-2 checkpoints; the text side, which ChatBridge never uses, does not exist here.
+The Q-Former (BLIP-2, arXiv 2301.12597, section 3.1) has its query side only: queries attend to each other in every
+layer and to the encoder's tokens in every second one. Tensors are named as in the BLIP-2 checkpoints; the text side,
+which ChatBridge never uses, does not exist here.
 
 Shape letters: see `chatbridge.common.batch`; here S counts all the tokens that the queries look at.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatbridge.common.registry import PROJECTORS
+from chatbridge.common.schema import key
+from chatbridge.models.projectors.base import ProjectorConfig, redraw
+from chatbridge.models.tokens import TokenShape
+
 EPS = 1e-12
 """Layer norm's epsilon, BERT's."""
+
+
+@dataclass(kw_only=True)
+class QFormerConfig(ProjectorConfig):
+    """Defaults: BLIP-2's Q-Former, as ChatBridge uses it."""
+
+    num_queries: int = key(32, help="rows that one medium becomes", low=1, high=4096)
+    width: int = key(768, help="width of queries and hidden states", low=1, high=1 << 16)
+    layers: int = key(12, help="transformer layers", low=1, high=512)
+    heads: int = key(12, help="attention heads", low=1, high=1024)
+    intermediate: int = key(3072, help="width of the feed-forward layers", low=1, high=1 << 18)
+    cross_attention_every: int = key(2, help="layers 0, n, 2n, ... look at the encoder's tokens", low=1)
+    dropout: float = key(0.0, help="dropout in training; 0.1 for stage 2", low=0.0, high=1.0)
+    init_std: float | None = key(
+        0.02, help="standard deviation of fresh matrices; null: 1 / sqrt(inputs)", low=0.0, high=100.0
+    )
+    query_std: float = key(
+        0.02, help="standard deviation of fresh queries; 0 is the original's audio bank", low=0.0, high=100.0
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
+
+
+@PROJECTORS.register("qformer", config=QFormerConfig)
+class QFormerProjector(nn.Module):
+    """Tokens [N, T, S, E] to rows [N, Q, D], whatever T and S are.
+
+    Attributes:
+        query_tokens: the bank, [1, Q, P]; never shared.
+    """
+
+    may_differ = ("num_queries", "query_std", "init_std", "encoder_width")
+
+    def __init__(self, config: QFormerConfig, token_width: int, llm_width: int, shared: QFormerProjector | None = None):
+        super().__init__()
+        # A zero bank makes all queries equal, and layer norm at zero blows gradients up by 1e6: never the default.
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.width))
+        nn.init.normal_(self.query_tokens, std=config.query_std)
+        self.qformer = shared.qformer if shared else QFormer(
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            intermediate=config.intermediate,
+            encoder_width=token_width,
+            cross_attention_every=config.cross_attention_every,
+            dropout=config.dropout,
+            init_std=config.init_std,
+        )  # fmt: skip
+        self.projection = shared.projection if shared else nn.Linear(config.width, llm_width)
+
+    @staticmethod
+    def rows(config: QFormerConfig, tokens: TokenShape) -> int:
+        return config.num_queries
+
+    def forward(self, tokens_NTSE: Tensor, grid: Tensor | None = None) -> Tensor:
+        queries_NQP = self.query_tokens.expand(len(tokens_NTSE), -1, -1)
+        return self.projection(self.qformer(queries_NQP, tokens_NTSE.flatten(1, 2)))
+
+    def scale_rows(self, length: float) -> None:
+        redraw(self.projection, length)
+
+    @property
+    def cross_attentions(self) -> dict[int, nn.Module]:
+        """Those of the layers that look at the encoder's tokens."""
+        layers = enumerate(self.qformer.bert["encoder"]["layer"])
+        return {number: layer.crossattention for number, layer in layers if layer.crossattention is not None}
+
+    @property
+    def original_parts(self) -> dict[str, nn.Module | nn.Parameter]:
+        return {"query_tokens": self.query_tokens, "Qformer": self.qformer, "llama_proj": self.projection}
 
 
 class QFormer(nn.Module):
