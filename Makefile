@@ -28,7 +28,7 @@ demo: .venv/.installed
 	$(BIN)/python demo.py --cfg-path eval_configs/quickstart.yaml --gpu-id -1
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

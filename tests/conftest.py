@@ -10,6 +10,14 @@ import train
 from tests import tiny
 
 
+LONGEST = ("test_quickstart", "test_elastic", "test_resume", "test_data_memory", "test_plan_calibration")
+"""Files of tests that take minutes: first, so that the processes which share the suite end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture
 def run_plan(tmp_path, capsys):
     """Runs ``train.py --plan`` on a tree or file; returns (exit status, the plan as JSON)."""
