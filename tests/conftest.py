@@ -9,7 +9,6 @@ import pytest
 import train
 from tests import tiny
 
-
 LONGEST = ("test_quickstart", "test_elastic", "test_resume", "test_data_memory", "test_plan_calibration")
 """Files of tests that take minutes: first, so that the processes which share the suite end at about the same time."""
 

@@ -13,7 +13,15 @@ import pytest
 from tests.fuzz.harness import FAULTS, Fuzzer
 from tests.fuzz.target import SENTINEL, Refused, Step, Target
 
-TRIALS = {"media": 90, "configurations": 30, "tars": 50, "annotations": 50, "requests": 60, "conversations": 10}
+TRIALS = {
+    "media": 90,
+    "configurations": 30,
+    "weights": 40,
+    "tars": 50,
+    "annotations": 50,
+    "requests": 60,
+    "conversations": 10,
+}
 SEED = 20
 
 

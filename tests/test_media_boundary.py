@@ -33,7 +33,7 @@ from chatbridge.processors import (
     picture_files,
     sound_files,
 )
-from chatbridge.processors.base import MissingMedia, reading
+from chatbridge.processors.base import MissingMedia, for_decoder, reading
 from chatbridge.processors.time_limit import within
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
@@ -304,3 +304,8 @@ def test_an_interrupted_wait_leaves_nothing_to_the_next(monkeypatch):
 
 def test_the_preparation_s_processors_know_the_bounds():
     assert processors()["image"].config.max_side == 65_535
+
+
+def test_no_seek_ends_before_the_beginning():
+    stream = for_decoder(Blob("a.aiff", b"12345"))
+    assert stream.seek(-1) == 0 and stream.seek(-2, 2) == 3 and stream.read() == b"45"

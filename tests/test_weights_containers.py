@@ -74,6 +74,7 @@ FILES = {
     "deflated.pth": (lambda f: zipped(f, zipfile.ZIP_DEFLATED, bomb=bytes(10**7)), "is compressed, which PyTorch"),
     "overlapping.pth": (overlapping, "its members are larger together than the file"),
     "long_pickle.pth": (lambda f: zipped(f, **{"data.pkl": bytes(2 * 10**5)}), "has more than 100,000 bytes"),
+    "long_member.pth": (lambda f: zipped(f, byteorder=bytes(2 * 10**5)), "byteorder' has more than 100,000 bytes"),
     "no_pickle.pth": (lambda f: zipped(f, **{"data.pkl": b""}), UNREAD),
     "odd_pickle.pth": (lambda f: zipped(f, **{"data.pkl": b"\x80\x02]q\x00."}), "hold a list, not a dictionary"),
     "bytes.pth": (lambda f: zipped(f, **{"data.pkl": ASKS_FOR_ALL}), "asks for bytes without content"),

@@ -101,7 +101,17 @@ def readable(source: Source) -> str | io.BytesIO:
 
 def for_decoder(source: Source) -> str | io.BytesIO:
     """As `readable`, of what was looked at already."""
-    return io.BytesIO(source.data) if isinstance(source, Blob) else str(source)
+    return _Stream(source.data) if isinstance(source, Blob) else str(source)
+
+
+class _Stream(io.BytesIO):
+    """Bytes in which nobody can seek before the beginning.
+
+    A damaged header sends soundfile's decoder there, and Python writes what a callback from C raises to the terminal.
+    """
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return super().seek(max(offset, 0) if whence == os.SEEK_SET else offset, whence)
 
 
 class reading:  # noqa: N801 (it is used as a function would be)

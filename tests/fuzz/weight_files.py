@@ -180,11 +180,9 @@ def zipped(data: bytes, rng: random.Random, damage: Callable[[bytes, random.Rand
 @cache
 def _bomb(name: str) -> bytes:
     """A gigabyte and more of zeros, as one member of a zip."""
-    out = io.BytesIO()
-    with (
-        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as member,
-    ):
+    out, info = io.BytesIO(), zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED  # a ZipInfo has a way of its own, whatever the archive's is
+    with zipfile.ZipFile(out, "w", compresslevel=1) as archive, archive.open(info, "w", force_zip64=True) as member:
         for _ in range(1500):
             member.write(bytes(1 << 20))
     return out.getvalue()
