@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from chatbridge import register_all
+from chatbridge.common.config import load_config
 from chatbridge.common.schema import ConfigError, bind, to_plain
 from chatbridge.models import BridgeConfig, ChatBridge, MlpConfig, QFormerConfig, ResamplerConfig, to_original
 from chatbridge.models.attention import cross_attention
 from chatbridge.models.projectors.mlp import pooled
 from chatbridge.models.projectors.resampler import Layer
+from chatbridge.runners.assembly import Assembly
 from chatbridge.weights.readers import load_checkpoint
 from tests import tiny, toy_model
 from tests.toy_model import batch, llm, model
@@ -193,3 +199,34 @@ class TestOldCheckpoints:
             m.load_trainable(state)
         assert "missing (1): bridges.visual.projector.query_tokens" in str(error.value)
         assert "unexpected (1): bridges.visual.perceiver.gate" in str(error.value)
+
+
+def test_videos_of_two_lengths_and_pictures_in_one_run(tmp_path):
+    """Each dataset leaves as much room as the projector makes of what its own processors give."""
+    tree = tiny.make_config(tmp_path, max_steps=6, loggers=[])
+    media = tmp_path / "media"
+    films = [{"video_id": f"film{i}", "caption": "red"} for i in range(4)]
+    for i in range(4):
+        (media / f"film{i}").mkdir()
+        for frame in range(4):
+            shutil.copy(media / f"{i}.jpg", media / f"film{i}" / f"{frame}.jpg")
+    (media / "films.json").write_text(json.dumps(films))
+    tree["model"]["bridges"]["vision"] |= {"projector": {"name": "mlp", "pool": 2}}
+    del tree["model"]["bridges"]["vision"]["perceiver"]
+    short = {
+        "annotations": str(media / "films.json"),
+        "kind": "tv-cap",
+        "media": {"video": str(media)},
+        "batch_size": 4,
+    }
+    long = short | {"processors": {"video": {"name": "video", "image_size": 28, "num_frames": 7}}}
+    tree["datasets"] |= {"short": short, "long": long}
+    tree["mixture"] = {"mode": "round_robin"}
+    register_all()
+    assembly = Assembly(load_config(tiny.write_yaml(tmp_path, tree)))
+    model = assembly.model().train()
+    found = {}
+    for given in itertools.islice(assembly.batches(assembly.mixture(4, 0), 0, 1, 0, False), 4):
+        assert model(given).loss.isfinite()
+        found[given.dataset] = int((given.slots_BL == 0).sum()) // len(given.ids)
+    assert found == {"images": 2, "short": 8, "long": 14, "sounds": 4}
