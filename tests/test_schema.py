@@ -121,6 +121,11 @@ def test_missing_path_tells_where_it_looked(tmp_path):
     assert bind(Outer, {"steps": 1, "file": "here.json"}, folder=tmp_path).file == str(tmp_path / "here.json")
 
 
+def test_a_registry_without_entries_says_what_fills_it():
+    with pytest.raises(ValueError, match=r"no colour is registered yet.*register_all"):
+        Registry("colour").get("red")
+
+
 def test_a_name_taken_twice_is_an_error():
     with pytest.raises(ValueError, match="'red' is registered twice"):
         COLOURS.register("red")(object)

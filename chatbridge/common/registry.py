@@ -64,6 +64,8 @@ class Registry:
 
     def get(self, name: str) -> Entry:
         """The part of that name. Raises ValueError, with the nearest known name, when there is none."""
+        if not self._entries:
+            raise ValueError(f"no {self.kind} is registered yet (asked for '{name}'); call chatbridge.register_all()")
         if name not in self._entries:
             raise ValueError(f"no {self.kind} is called '{name}'; {nearest(name, list(self._entries))}")
         return self._entries[name]
