@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from chatbridge.conversation.tokens import TokenizedSample
     from chatbridge.datasets.kinds import TaskKind
     from chatbridge.datasets.records import Record
+    from chatbridge.evaluation.metrics import Answer, Score
     from chatbridge.models.chatbridge import Output
     from chatbridge.models.tokens import TokenShape
     from chatbridge.processors.base import Blob
+    from chatbridge.runners.config import TrainingConfig
     from chatbridge.tasks.base import Rendered
 
 Shape = tuple[int, ...]
@@ -264,6 +266,61 @@ class Task(Protocol):
     def tokenize(self, rendered: Rendered, tokenizer: Tokenizer, rows: Mapping[str, int], /) -> TokenizedSample:
         """Ids, labels and slots; `rows` is what one medium of each modality takes."""
         ...
+
+
+class Metric(Protocol):
+    """Built as ``Metric(config)``: how good answers are."""
+
+    def __call__(self, answers: Sequence[Answer], /) -> Mapping[str, Score]:
+        """Named values, each with the number of answers it is of, from all answers of a set, or of a group of it, at
+        once. An answer without references has an empty tuple of them."""
+        ...
+
+
+class Optimizer(Protocol):
+    """A function (or class) that makes `torch.optim.Optimizer` objects, called once a run."""
+
+    def __call__(self, config: Any, named: Sequence[tuple[str, nn.Parameter]], run: TrainingConfig, /) -> list[Any]:
+        """One or more optimizers that hold every parameter of `named`, all of which are trainable, once.
+
+        Before every step the loop sets each group's "lr": the schedule's rate times the group's "lr_scale", 1 where it
+        has none (`chatbridge.common.optim.with_peak`). What a resumed run needs is in `state_dict`. Parameters may be
+        DTensors. Raises ValueError for keys that do not go together.
+        """
+        ...
+
+
+class Schedule(Protocol):
+    """Made by ``function(config, run)``, `run` being the `TrainingConfig`: a pure function, so that there is no state.
+
+    Raises ValueError when it is made for keys that do not go together.
+    """
+
+    def __call__(self, step: int, /) -> float:
+        """The learning rate of a step, counted from 0; `run.init_lr` is its peak."""
+        ...
+
+
+class Logger(Protocol):
+    """Built as ``Logger(config)``, also by `--check`: raises ValueError where it could not log. Used on rank 0 only."""
+
+    def open(self, folder: Path, resumed_at: int, config: Mapping[str, Any], /) -> None:
+        """Begin, or go on: what a killed run logged after step `resumed_at` is dropped; 0 for a new run.
+
+        Args:
+            folder: the run folder. config: the whole configuration, as plain values.
+        """
+        ...
+
+    def write(self, step: int, values: Mapping[str, Any], split: str, /) -> None:
+        """Numbers and names of a step, some of them nested (`chatbridge.common.loggers.scalars` flattens them).
+
+        Args:
+            split: "train", or "validation", once for every held-out set, whose name is "dataset".
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 class Runner(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 
@@ -10,9 +11,24 @@ import torch
 from torch import nn
 
 from chatbridge import contracts, register_all
-from chatbridge.common.registry import ENCODERS, LLMS, MODELS, PROCESSORS, PROJECTORS, RUNNERS, TASKS
+from chatbridge.common.optim import build_optimizers, set_learning_rate
+from chatbridge.common.registry import (
+    ENCODERS,
+    LLMS,
+    LOGGERS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    PROCESSORS,
+    PROJECTORS,
+    RUNNERS,
+    SCHEDULES,
+    TASKS,
+)
 from chatbridge.common.schema import Binder, to_plain
+from chatbridge.evaluation.metrics import Answer
 from chatbridge.models.tokens import RowCount, TokenShape, token_count, token_grid
+from chatbridge.runners import TrainingConfig
 from chatbridge.weights.adapters import module_targets, read_encoder
 from chatbridge.weights.coverage import compare
 from chatbridge.weights.files import Source
@@ -50,8 +66,9 @@ def members(protocol) -> set[str]:
 @pytest.mark.parametrize(
     ("registry", "contract"),
     [(ENCODERS, contracts.Encoder), (PROJECTORS, contracts.Projector), (LLMS, contracts.LanguageModel),
-     (MODELS, contracts.Model), (TASKS, contracts.Task), (RUNNERS, contracts.Runner)],
-    ids=["encoder", "projector", "language model", "model", "task", "runner"],
+     (MODELS, contracts.Model), (TASKS, contracts.Task), (RUNNERS, contracts.Runner),
+     (LOGGERS, contracts.Logger)],
+    ids=["encoder", "projector", "language model", "model", "task", "runner", "logger"],
 )  # fmt: skip
 def test_members_that_are_not_made_in_init_are_there(registry, contract):
     methods = {name for name, value in vars(contract).items() if callable(value) or isinstance(value, property)}
@@ -194,6 +211,60 @@ def test_what_a_language_model_and_a_model_set_up_is_there():
 def test_what_a_task_sets_up_is_there(name):
     task = TASKS.build(TASKS.get(name).config())
     assert not [member for member in members(contracts.Task) if not hasattr(task, member)]
+
+
+@pytest.mark.parametrize("name", own(OPTIMIZERS))
+def test_optimizers_hold_everything_once_and_come_back(name):
+    def made(state=None):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+        optimizers = build_optimizers(layers.named_parameters(), run)
+        for optimizer, one in zip(optimizers, state or [], strict=bool(state)):
+            optimizer.load_state_dict(one)
+        return layers, optimizers
+
+    def step(layers, optimizers):
+        layers(torch.ones(2, 4)).square().sum().backward()
+        set_learning_rate(optimizers, 1e-3)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    run = TrainingConfig(output_dir="", optimizer=OPTIMIZERS.configured(name))
+    layers, optimizers = made()
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, layers.parameters()))
+    step(layers, optimizers)
+    others, resumed = made([copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers])
+    others.load_state_dict(layers.state_dict())
+    step(layers, optimizers)
+    step(others, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(layers.parameters(), others.parameters(), strict=True))
+    assert not torch.equal(layers[0].weight, made()[0][0].weight)
+
+
+@pytest.mark.parametrize("name", own(SCHEDULES))
+def test_schedules_are_functions_of_the_step(name):
+    settings = {
+        "init_lr": 1.0,
+        "min_lr": 0.1,
+        "warmup_lr": 0.2,
+        "warmup_steps": 3,
+        "iters_per_epoch": 5,
+        "max_epoch": 2,
+    }
+    schedule = TrainingConfig(output_dir="", lr_sched=SCHEDULES.configured(name), **settings).schedule()
+    rates = [schedule(step) for step in range(10)]
+    assert rates == [schedule(step) for step in reversed(range(10))][::-1]
+    assert rates[0] == 0.2 and max(rates) <= 1.0 and min(rates) >= 0.1
+
+
+@pytest.mark.parametrize("name", own(METRICS))
+def test_metrics_count_what_their_values_are_of(name):
+    metric = METRICS.build(METRICS.configured(name))
+    answers = [Answer("a cat", ("cat",)), Answer("dog", ("cat", "a dog")), Answer("what", ())]
+    for given in (answers, []):
+        assert all(0 <= score.n <= len(given) for score in metric(given).values()) and metric(given)
 
 
 def test_types_keep_to_the_contracts_too():

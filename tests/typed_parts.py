@@ -5,6 +5,9 @@ from chatbridge import models as m
 from chatbridge import processors as p
 from chatbridge import runners as r
 from chatbridge import tasks as t
+from chatbridge.common import loggers as l
+from chatbridge.common import optim as o
+from chatbridge.evaluation.metrics import ExactMatch
 
 
 def encoders(eva: m.EvaVit, beats: m.Beats) -> list[c.Encoder]:
@@ -29,3 +32,15 @@ def tasks(alignment: t.AlignmentTask, instruction: t.InstructionTask) -> list[c.
 
 def runners(training: r.TrainingRunner, evaluation: r.EvaluationRunner) -> list[c.Runner]:
     return [training, evaluation]
+
+
+def metrics(exact: ExactMatch) -> list[c.Metric]:
+    return [exact]
+
+
+def optimizers() -> list[c.Optimizer]:
+    return [o.adamw, o.muon]
+
+
+def loggers(lines: l.JsonLines, board: l.TensorBoard, wandb: l.Wandb) -> list[c.Logger]:
+    return [lines, board, wandb]

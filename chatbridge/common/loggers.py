@@ -14,6 +14,7 @@ from typing import Any
 
 from chatbridge.common.registry import LOGGERS
 from chatbridge.common.schema import key
+from chatbridge.contracts import Logger
 
 
 class MetricsLog:
@@ -28,7 +29,7 @@ class MetricsLog:
 
     def __init__(self, loggers: Sequence[Any], folder: Path, resumed_at: int = 0, config: dict | None = None):
         folder.mkdir(parents=True, exist_ok=True)
-        self.loggers = [LOGGERS.build(logger) for logger in loggers]
+        self.loggers: list[Logger] = [LOGGERS.build(logger) for logger in loggers]
         for logger in self.loggers:
             logger.open(folder, resumed_at, config or {})
 

@@ -6,15 +6,12 @@ Source: the schedules of the original run files (linear warm-up into a cosine or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from chatbridge.common.registry import SCHEDULES
 from chatbridge.common.schema import inherited, key
-
-Rate = Callable[[int], float]
-"""From an optimiser step, counted from 0, to the learning rate of that step."""
+from chatbridge.contracts import Schedule
 
 
 @dataclass(kw_only=True)
@@ -38,7 +35,7 @@ class StepConfig(CosineConfig):
 
 
 @SCHEDULES.register("linear_warmup_cosine_lr", config=CosineConfig)
-def linear_warmup_cosine(config: CosineConfig, run: Any) -> Rate:
+def linear_warmup_cosine(config: CosineConfig, run: Any) -> Schedule:
     """Linear warm-up, then half a cosine over all steps, counted from step 0 and not from the warm-up's end."""
     config = inherited(config, run)
 
@@ -50,7 +47,7 @@ def linear_warmup_cosine(config: CosineConfig, run: Any) -> Rate:
 
 
 @SCHEDULES.register("linear_warmup_step_lr", config=StepConfig)
-def linear_warmup_step(config: StepConfig, run: Any) -> Rate:
+def linear_warmup_step(config: StepConfig, run: Any) -> Schedule:
     """Linear warm-up, then `init_lr` times `lr_decay_rate` to the power of the epoch, never below `min_lr`."""
     config = inherited(config, run)
 
@@ -64,12 +61,12 @@ def linear_warmup_step(config: StepConfig, run: Any) -> Rate:
 
 
 @SCHEDULES.register("linear_warmup_constant_lr", config=WarmupConfig)
-def linear_warmup_constant(config: WarmupConfig, run: Any) -> Rate:
+def linear_warmup_constant(config: WarmupConfig, run: Any) -> Schedule:
     """Linear warm-up, then `init_lr`."""
     return _warmed_up(inherited(config, run), run, lambda step: run.init_lr)
 
 
-def _warmed_up(config: WarmupConfig, run: Any, after: Rate) -> Rate:
+def _warmed_up(config: WarmupConfig, run: Any, after: Schedule) -> Schedule:
     """`after`, behind a ramp from `warmup_lr` to `init_lr`.
 
     Under ``compat: original`` a warm-up longer than an epoch restarts at every epoch, as in the original code.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatbridge.common.registry import METRICS
+from chatbridge.contracts import Metric
 from chatbridge.evaluation.metrics import Answer, ExactMatch, Score
-
-Metric = Callable[[Sequence[Answer]], Mapping[str, Score]]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from chatbridge.common import loggers, schedules  # noqa: F401  (they register what `run:` names)
 from chatbridge.common.optim import DECAY_RULES, check_betas
 from chatbridge.common.registry import LOGGERS, OPTIMIZERS, SCHEDULES
-from chatbridge.common.schedules import Rate
 from chatbridge.common.schema import key
+from chatbridge.contracts import Schedule
 
 WEEK = 7 * 86400.0
 
@@ -138,7 +139,7 @@ class TrainingConfig(DeviceConfig):
                 f"batches (accum_grad_iters) are more than the {MOST_BATCHES:,} batches of which the order is drawn"
             )
 
-    def schedule(self) -> Rate:
+    def schedule(self) -> Schedule:
         """The learning rate by step. Raises ValueError for keys that do not go together."""
         return SCHEDULES.build(self.lr_sched, self)
 
