@@ -22,12 +22,12 @@ from chatbridge.datasets import (
     AnnotationsConfig,
     BatchStream,
     Collator,
+    Component,
     MixtureReader,
     Parts,
     SampleMixture,
     ShardDataset,
     StepMixture,
-    Stream,
     WebdatasetConfig,
 )
 from chatbridge.processors.image import ImageConfig, ImageProcessor
@@ -127,13 +127,13 @@ def stream(
     mixed: int | None = None,
 ) -> BatchStream:  # fmt: skip
     """What `Assembly` builds from a configuration, without one. `mixed`: samples of a batch of several datasets."""
-    streams = []
+    components = []
     for dataset in datasets:
-        by_lane = dataset.sequential or dataset.config.batch_tokens is not None
+        streamed = dataset.sequential or dataset.config.batch_tokens is not None
         weight = dataset.config.weight or 1.0
-        order = None if by_lane else dataset.order(seed)
-        streams.append(Stream(dataset.name, dataset.length, weight, dataset.config.batch_size, order, by_lane))
-    mixture = SampleMixture(streams, seed, steps, mixed) if mixed else StepMixture(streams, seed, steps)
+        order = None if streamed else dataset.order(seed)
+        components.append(Component(dataset.name, dataset.length, weight, dataset.config.batch_size, order, streamed))
+    mixture = SampleMixture(components, seed, steps, mixed) if mixed else StepMixture(components, seed, steps)
     reader = MixtureReader(datasets, Collator.of(dataset.parts.tokenizer), seed, rank, world, workers)
     return BatchStream(reader, mixture, workers, pin=False)
 

@@ -75,17 +75,39 @@ def test_the_state_is_what_was_handed_out_not_what_workers_fetched(tmp_path):
     strict = stream(datasets(tmp_path)[2:], 40)
     take(strict, 7)
     assert ahead.state_dict() == strict.state_dict()
-    assert strict.state_dict()["lanes"]["far"][0]["position"] == 28
+    assert strict.state_dict()["cursors"]["far"][0]["position"] == 28
 
 
-def test_state_names_shard_offset_buffer_and_cursor(tmp_path):
+def test_a_state_names_the_shard_and_the_place_in_the_shuffle_buffer(tmp_path):
     one = stream(datasets(tmp_path)[2:], 40)
     take(one, 2)
     state = one.state_dict()
     assert state["step"] == 2 and state["drawn"] == {"far": 2}
-    (lane,) = state["lanes"]["far"][0]["lists"]
-    assert lane.keys() == {"epoch", "window", "taken", "runs", "next"}
-    assert sum(end - start for _, start, end, _ in lane["runs"]) == 5 and lane["taken"] == 3
+    (part,) = state["cursors"]["far"][0]["lists"]
+    assert part.keys() == {"epoch", "window", "start", "taken"} and part["window"] == 1 and part["taken"] == 3
+
+
+@pytest.mark.parametrize(
+    ("cut", "part"),
+    [
+        (0, {"epoch": 0, "window": -1, "taken": 0, "runs": [], "next": [0, 0, 0]}),
+        (2, {"epoch": 0, "window": 1, "taken": 1, "runs": [[0, 3, 6, 6144]], "next": [0, 6, 12288]}),
+        (3, {"epoch": 0, "window": 1, "taken": 0, "runs": [], "next": [0, 6, 12288]}),
+        (3, {"epoch": 0, "window": 1, "taken": 0, "runs": [], "next": [0, 6]}),
+    ],
+)
+def test_states_of_earlier_checkpoints_still_serve(tmp_path, cut, part):
+    """They list the samples of the shuffle buffer, with or without the bytes at which those begin."""
+    write_shards(tmp_path, [20])
+
+    def one():
+        return stream([shards(tmp_path, access="sequence", shuffle=3, batch_size=2)], 20)
+
+    whole, second = names(take(one(), 12)), one()
+    cursor = {"shards": {0: {"position": 2 * cut, "lists": [part]}}}
+    state = {"step": cut, "workers": 1, "sizes": {}, "lanes": cursor}
+    second.load_state_dict(through_disk([state]))
+    assert names(take(second, 12 - cut)) == whole[cut:]
 
 
 def test_map_style_and_numbered_shards_do_not_care_about_workers(tmp_path):
@@ -101,8 +123,8 @@ def test_another_number_of_workers_is_told_and_goes_on(tmp_path, caplog):
     read = take(one, 12)
     two = stream(datasets(tmp_path), 60)
     with caplog.at_level("WARNING", "chatbridge"):
-        two.load_state_dict([one.state_dict()], accept_new_lanes=True)
-    assert "'far' was read by 1 x 2 lanes" in caplog.text and "begin a new epoch" in caplog.text
+        two.load_state_dict([one.state_dict()], accept_new_workers=True)
+    assert "'far' was read by 1 x 2 workers" in caplog.text and "begin a new epoch" in caplog.text
     assert "'near'" not in caplog.text
     alone = names(take(stream(datasets(tmp_path), 60), 60))
     rest = names(take(two, 48))
@@ -110,7 +132,7 @@ def test_another_number_of_workers_is_told_and_goes_on(tmp_path, caplog):
     assert names(read) != rest
 
 
-def test_another_number_of_lanes_under_a_budget_loses_nothing(tmp_path):
+def test_another_number_of_workers_under_a_budget_loses_nothing(tmp_path):
     write_folder(tmp_path / "folder", 40)
 
     def one(workers):
@@ -119,7 +141,7 @@ def test_another_number_of_lanes_under_a_budget_loses_nothing(tmp_path):
     first = one(2)
     seen = [i for _, ids in names(take(first, 3)) for i in ids]
     second = one(0)
-    second.load_state_dict(through_disk([first.state_dict()]), accept_new_lanes=True)
+    second.load_state_dict(through_disk([first.state_dict()]), accept_new_workers=True)
     while len(set(seen)) < 40:
         seen += next(second).ids
     assert len(seen) <= 52  # one epoch, a few twice
@@ -190,7 +212,7 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
     one, two = load_weights(find_latest(whole)), load_weights(find_latest(parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     a, b = (load_trainer(find_latest(output))["reading"] for output in (whole, parts))
-    assert a == b and a[0]["batches"]["lanes"]["far"].keys() == {0, 1}
+    assert a == b and a[0]["batches"]["cursors"]["far"].keys() == {0, 1}
 
 
 def test_a_program_that_fails_ends_with_its_workers(tmp_path):

@@ -167,13 +167,13 @@ def at_rate(path, rate: int) -> Blob:
     return Blob("odd.wav", bytes(data))
 
 
-@pytest.mark.parametrize("finish", ["worker", "device"])
-def test_a_sound_at_an_odd_rate_is_a_sound(tmp_path, finish):
-    ours = AudioProcessor(AudioConfig(finish=finish, frames_per_clip=64))
+@pytest.mark.parametrize("place", ["worker", "device"])
+def test_a_sound_at_an_odd_rate_is_a_sound(tmp_path, place):
+    ours = AudioProcessor(AudioConfig(preprocess_on=place, frames_per_clip=64))
     for rate, near in ((44101, 44100), (15999, 16000)):
         path = write_wav(tmp_path / "a.wav", tone(1.0, near), near)
         loaded, expected = (ours.load(source, random.Random(0)) for source in (at_rate(path, rate), path))
-        if finish == "device":
+        if place == "device":
             loaded, expected = loaded.finished()[0], expected.finished()[0]
         assert (loaded - expected).abs().mean() < 0.03
 

@@ -14,7 +14,7 @@ from chatbridge.common.config import load_config
 from chatbridge.common.ledger import Ledger, LedgerEntry, TooManyBadSamples
 from chatbridge.common.schema import ConfigError
 from chatbridge.datasets.collate import Collator
-from chatbridge.datasets.lanes import open_lane
+from chatbridge.datasets.streams import stream_of
 from chatbridge.runners.assembly import Assembly
 from tests import tiny
 from tests.reading_tools import folder_set, shards, stream, take, through_disk, write_folder, write_shards
@@ -62,7 +62,7 @@ def test_ranks_and_workers_change_nothing_in_what_is_told_by_number(tmp_path, wo
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_lanes_and_numbers_go_on_after_a_restart(tmp_path, workers, world):
+def test_streams_and_numbers_go_on_after_a_restart(tmp_path, workers, world):
     steps = 16
     whole = [told(take(one, steps)) for one in streams(every, tmp_path, steps, world, workers)]
     assert {name for rank in whole for batch in rank for name, _ in batch} == {"folder", "near", "far"}
@@ -77,21 +77,18 @@ def test_lanes_and_numbers_go_on_after_a_restart(tmp_path, workers, world):
         assert [a + b for a, b in zip(before, after, strict=True)] == whole
 
 
-def test_lanes_of_mixed_batches_go_through_their_part_in_order(tmp_path):
-    """Nothing is left out or read twice: a lane's samples are those of the lane alone, batch after batch."""
-    lanes: dict[int, list[str]] = {}
+def test_streams_of_mixed_batches_go_through_their_part_in_order(tmp_path):
+    """Nothing is left out or read twice: a worker's samples are those of its stream alone, batch after batch."""
+    workers: dict[int, list[str]] = {}
     for rank, one in enumerate(streams(every, tmp_path, 20, 2, 2)):
         for step, batch in enumerate(told(take(one, 20))):
-            lanes.setdefault(rank * 2 + step % 2, []).extend(name for source, name in batch if source == "far")
-    for number, read in lanes.items():
-        lane, alone = open_lane(every(tmp_path)[2], 3, number, 4, None), []
-        for _ in read:
-            alone.append(lane.peek()[0].tokens.id)
-            lane.pop()
-        assert read == alone and len(read) > 10
+            workers.setdefault(rank * 2 + step % 2, []).extend(name for source, name in batch if source == "far")
+    for number, read in workers.items():
+        alone = stream_of(every(tmp_path)[2], 3, number, 4, None)
+        assert read == [alone.next()[0].tokens.id for _ in read] and len(read) > 10
 
 
-def test_a_batch_carries_the_positions_of_several_lanes(tmp_path):
+def test_a_batch_carries_the_positions_of_several_streams(tmp_path):
     sets = []
     for name in ("a", "b"):
         write_shards(tmp_path / name, [9, 9])
@@ -100,9 +97,9 @@ def test_a_batch_carries_the_positions_of_several_lanes(tmp_path):
     batches = take(one, 5)
     assert all(batch.cursor.keys() == set(batch.sources) for batch in batches)
     read = Counter(source for batch in batches for source in batch.sources)
-    lanes = through_disk(one.state_dict())["lanes"]
-    assert {name: sum(state["position"] for state in found.values()) for name, found in lanes.items()} == read
-    assert lanes["a"].keys() == lanes["b"].keys() == {0, 1}
+    cursors = through_disk(one.state_dict())["cursors"]
+    assert {name: sum(state["position"] for state in found.values()) for name, found in cursors.items()} == read
+    assert cursors["a"].keys() == cursors["b"].keys() == {0, 1}
     assert one.state_dict()["drawn"] == read
 
 
@@ -126,7 +123,7 @@ def test_other_numbers_of_ranks_go_on_where_the_epoch_stood(tmp_path, mixed):
 
 @pytest.mark.parametrize("mixed", [None, SIZE])
 @pytest.mark.parametrize(("world", "workers", "keys"), [(2, 0, "world"), (1, 2, "run.num_workers")])
-def test_other_lanes_are_refused(tmp_path, mixed, world, workers, keys, caplog):
+def test_streams_of_other_workers_are_refused(tmp_path, mixed, world, workers, keys, caplog):
     one = stream(every(tmp_path), 40, mixed=mixed)
     take(one, 9)
     state = through_disk(one.state_dict())
@@ -135,11 +132,11 @@ def test_other_lanes_are_refused(tmp_path, mixed, world, workers, keys, caplog):
         two.load_state_dict([state])
     text = str(refused.value)
     del refused  # it holds the stream in a cycle, whose workers would be ended by the collector, out of order
-    assert f"'far' was read by 1 x 1 lanes (processes x workers), now by {world} x {max(1, workers)}" in text
+    assert f"'far' was read by 1 x 1 workers (processes x run.num_workers), now by {world} x {max(1, workers)}" in text
     assert "'folder'" not in text and "take 1 processes and run.num_workers: 1" in text
     assert f"run.accept_changes: [{keys}]" in text
     with caplog.at_level("WARNING", "chatbridge"):
-        two.load_state_dict([state], accept_new_lanes=True)
+        two.load_state_dict([state], accept_new_workers=True)
     assert "'far' was read by" in caplog.text and "begin a new epoch" in caplog.text
     after = [name for batch in take(two, 12) for name in batch.sources]
     assert "far" in after and "folder" in after
@@ -244,7 +241,7 @@ def test_a_step_on_several_modalities_is_the_sum_of_its_samples(tree, tmp_path):
     batch = next(assembly.batches(assembly.mixture(4, 0), 0, 1, 0, False))
     assert set(batch.media) == {"image", "audio"} and set(batch.sources) == {"images", "sounds"}
     collator, loss = Collator.of(assembly.tokenizer), 0.0
-    for draw, name in zip(assembly.mixture(4, 0).batch(0), batch.ids, strict=True):
+    for draw, name in zip(assembly.mixture(4, 0).plan(0).draws, batch.ids, strict=True):
         dataset = list(assembly.datasets.values())[draw.dataset]
         alone = collator([dataset.example(draw.index, draw.epoch)[0]], dataset.name)
         assert alone.ids == [name]

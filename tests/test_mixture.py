@@ -8,17 +8,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from chatbridge.datasets.mixture import Mixture, MixtureSampler, SampleMixture, StepMixture, Stream
+from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
 
-STREAMS = [Stream("a", 10, 3.0, 4), Stream("b", 7, 1.0, 2)]
+COMPONENTS = [Component("a", 10, 3.0, 4), Component("b", 7, 1.0, 2)]
 
 
 def ids(mixture: Mixture, step: int, rank: int = 0, world: int = 1) -> list[tuple]:
-    return [(d.dataset, d.index, d.epoch) for d in mixture.batch(step, rank, world)]
+    return [(d.dataset, d.index, d.epoch) for d in mixture.plan(step, rank, world).draws]
 
 
 def test_every_sample_once_per_epoch_in_a_new_order():
-    mixture = StepMixture(STREAMS, seed=1, steps=400)
+    mixture = StepMixture(COMPONENTS, seed=1, steps=400)
     by_epoch: dict[tuple, list[int]] = {}
     for step in range(400):
         for dataset, index, epoch in ids(mixture, step):
@@ -29,19 +29,19 @@ def test_every_sample_once_per_epoch_in_a_new_order():
 
 
 def test_shares_follow_the_weights():
-    counts = Counter(StepMixture(STREAMS, seed=1, steps=4000).choices.tolist())
+    counts = Counter(StepMixture(COMPONENTS, seed=1, steps=4000).choices.tolist())
     assert counts[0] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 def test_pure_function_of_seed_and_step():
-    long, short = StepMixture(STREAMS, seed=5, steps=300), StepMixture(STREAMS, seed=5, steps=100)
+    long, short = StepMixture(COMPONENTS, seed=5, steps=300), StepMixture(COMPONENTS, seed=5, steps=100)
     backwards = {step: ids(short, step) for step in reversed(range(100))}
     assert all(ids(long, step) == backwards[step] for step in range(100))
-    assert any(ids(StepMixture(STREAMS, seed=6, steps=100), s) != backwards[s] for s in range(10))
+    assert any(ids(StepMixture(COMPONENTS, seed=6, steps=100), s) != backwards[s] for s in range(10))
 
 
 def test_ranks_share_one_dataset_and_split_the_global_batch():
-    mixture = StepMixture(STREAMS, seed=2, steps=50)
+    mixture = StepMixture(COMPONENTS, seed=2, steps=50)
     for step in range(50):
         whole = ids(mixture, step)
         assert whole == ids(mixture, step, 0, 2) + ids(mixture, step, 1, 2)
@@ -57,22 +57,22 @@ def test_ranks_share_one_dataset_and_split_the_global_batch():
 )
 def test_the_order_that_a_seed_means_stays_as_it_is(mode, first):
     """Another order in a newer version would repeat samples of a run that is resumed in it."""
-    mixture = StepMixture(STREAMS, 5, 20, mode)
-    assert [f"{'ab'[d.dataset]}{d.index}" for step in range(5) for d in mixture.batch(step)][:10] == first
+    mixture = StepMixture(COMPONENTS, 5, 20, mode)
+    assert [f"{'ab'[d.dataset]}{d.index}" for step in range(5) for d in mixture.plan(step).draws][:10] == first
 
 
-def test_sampler_starts_anywhere():
-    mixture = StepMixture(STREAMS, seed=3, steps=20)
-    assert list(MixtureSampler(mixture, 7, 0, 1)) == list(MixtureSampler(mixture, 0, 0, 1))[7:]
-    assert len(MixtureSampler(mixture, 7, 0, 1)) == 13
+def test_plans_start_anywhere():
+    mixture = StepMixture(COMPONENTS, seed=3, steps=20)
+    assert list(mixture.plans(7, 0, 1)) == list(mixture.plans(0, 0, 1))[7:]
+    assert len(list(mixture.plans(7, 0, 1))) == 13
 
 
 def test_round_robin():
-    assert StepMixture(STREAMS, 0, 5, mode="round_robin").choices.tolist() == [0, 1, 0, 1, 0]
+    assert StepMixture(COMPONENTS, 0, 5, mode="round_robin").choices.tolist() == [0, 1, 0, 1, 0]
 
 
-def mixed(seed=1, steps=400, batch_size=6, streams=STREAMS) -> SampleMixture:
-    return SampleMixture(streams, seed, steps, batch_size)
+def mixed(seed=1, steps=400, batch_size=6, components=COMPONENTS) -> SampleMixture:
+    return SampleMixture(components, seed, steps, batch_size)
 
 
 @pytest.fixture
@@ -139,32 +139,32 @@ def test_mixed_knows_the_middle_of_a_long_run_without_drawing_its_beginning(monk
     monkeypatch.setattr(SampleMixture, "_block", lambda self, block: blocks.append(block) or inner(self, block))
     mixture = mixed(steps=200_000, batch_size=256)
     assert sum(mixture.drawn(150_001)) == 150_001 * 256
-    assert len(mixture.plan(150_001).indices) == 256 and set(blocks) == {150_001 // 256}
+    assert len(mixture.plan(150_001).draws) == 256 and set(blocks) == {150_001 // 256}
     assert sum(array.nbytes for array in vars(mixture).values() if isinstance(array, np.ndarray)) < 100_000
 
 
 def test_mixed_never_draws_what_has_no_weight(small_blocks):
-    streams = [Stream("a", 10, 0.1, 1), Stream("b", 7, 0.2, 1), Stream("none", 5, 0.0, 1)]
-    mixture = mixed(streams=streams)
+    components = [Component("a", 10, 0.1, 1), Component("b", 7, 0.2, 1), Component("none", 5, 0.0, 1)]
+    mixture = mixed(components=components)
     assert {d for step in range(400) for d, _, _ in ids(mixture, step)} == {0, 1}
 
 
 def test_mixed_samples_read_in_sequence_have_no_number():
-    streams = [STREAMS[0], Stream("far", None, 1.0, 1, sequential=True)]
-    mixture = mixed(streams=streams)
+    components = [COMPONENTS[0], Component("far", None, 1.0, 1, streamed=True)]
+    mixture = mixed(components=components)
     read = [draw for step in range(20) for draw in ids(mixture, step)]
     assert {(i, e) for d, i, e in read if d == 1} == {(-1, -1)} and all(i >= 0 for d, i, _ in read if d == 0)
 
 
 @pytest.mark.parametrize("kind", [StepMixture, mixed])
 @pytest.mark.parametrize(
-    ("streams", "message"),
+    ("components", "message"),
     [
         ([], "no dataset"),
-        ([Stream("empty", 0, 1.0, 1)], "'empty' has no samples"),
-        ([Stream("a", 1, 0.0, 1)], "one at least must be positive"),
+        ([Component("empty", 0, 1.0, 1)], "'empty' has no samples"),
+        ([Component("a", 1, 0.0, 1)], "one at least must be positive"),
     ],
 )
-def test_refuses_what_cannot_be_drawn_from(kind, streams, message):
+def test_refuses_what_cannot_be_drawn_from(kind, components, message):
     with pytest.raises(ValueError, match=message):
-        kind(streams=streams, seed=0, steps=1)
+        kind(components=components, seed=0, steps=1)

@@ -51,3 +51,14 @@ def test_parts_that_came_and_went(file):
     before["run"]["of_an_older_version"] = 1
     found = changes(before, now, {}, {})
     assert {key.split(".")[1] for key in found} == {"gone", "sounds"}
+
+
+@pytest.mark.parametrize(("value", "same"), [("device", True), ("worker", False)])
+def test_the_earlier_name_of_a_key(file, value, same):
+    """In checkpoints of before, preprocess_on is called finish."""
+    now = load_config(file, [f"processors.image.preprocess_on={value}"]).config
+    before = to_plain(now)
+    del before["processors"]["image"]["preprocess_on"]
+    before["processors"]["image"]["finish"] = "device"
+    found = {} if same else {"processors.image.preprocess_on": "'device' -> 'worker'"}
+    assert changes(before, now, {}, {}) == found

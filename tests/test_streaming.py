@@ -13,10 +13,11 @@ import pytest
 
 import train
 from chatbridge.common.ledger import Ledger, TooManyBadSamples
-from chatbridge.datasets.lanes import open_lane
 from chatbridge.datasets.local_shards import LocalShards
 from chatbridge.datasets.orders import Blend
 from chatbridge.datasets.shards import Shard, find_shards, scan
+from chatbridge.datasets.streams import stream_of
+from chatbridge.datasets.tar_streams import ShardLost, samples
 from chatbridge.processors.base import MediaError
 from tests import tiny
 from tests.reading_tools import caption, names, picture, sample, shards, stream, take, tar_bytes, write_shards
@@ -28,16 +29,16 @@ def read_sample(shards_: LocalShards, number: int) -> tuple[str, dict[str, bytes
     return key, {e: part if isinstance(part, bytes) else shards_.bytes_at(0, part) for e, part in found.items()}
 
 
-def first_epoch(dataset, lanes: int) -> list[list[str]]:
-    """What every lane reads before its second epoch."""
+def first_epoch(dataset, workers: int) -> list[list[str]]:
+    """What every worker reads before its second epoch."""
     read = []
-    for number in range(lanes):
-        lane, ids = open_lane(dataset, 3, number, lanes, None), []
+    for number in range(workers):
+        one, ids = stream_of(dataset, 3, number, workers, None), []
         while True:
-            example, _ = lane.peek()
-            if any(part.epoch for part in lane.lists):
+            example, _ = one.peek()
+            if any(part.epoch for part in one.lists):
                 break
-            lane.pop()
+            one.next()
             ids.append(example.tokens.id)
         read.append(ids)
     return read
@@ -47,14 +48,14 @@ def ledger_of(batches) -> list:
     return [entry for batch in batches for entry in batch.ledger]
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
 @pytest.mark.parametrize("sizes", [[5, 9, 7], [4], [3, 3, 3, 3, 3, 3, 3, 3]])
-def test_in_sequence_every_sample_is_read_by_one_lane_once(tmp_path, sizes, lanes):
+def test_in_sequence_every_sample_is_read_by_one_worker_once(tmp_path, sizes, workers):
     ids = write_shards(tmp_path / "tars", sizes)
-    if lanes > sum(sizes):
-        pytest.skip("more lanes than samples")
-    read = first_epoch(shards(tmp_path / "tars", access="sequence", shuffle=4), lanes)
-    assert sorted(i for lane in read for i in lane) == sorted(ids)
+    if workers > sum(sizes):
+        pytest.skip("more workers than samples")
+    read = first_epoch(shards(tmp_path / "tars", access="sequence", shuffle=4), workers)
+    assert sorted(i for part in read for i in part) == sorted(ids)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -215,13 +216,12 @@ def test_a_shard_that_breaks_while_training_is_replaced_and_counted(tmp_path, ho
     batches = take(stream([dataset], 12), 12)  # two epochs
     assert all(len(batch.ids) == 4 for batch in batches)
     entries = ledger_of(batches)
-    # In sequence, the sample before the cut is given up with the rest: it is whole only if another follows it.
-    kept = {"number": 4, "sequence": 3}[access] if how == "cut" else 0
+    kept = 4 if how == "cut" else 0
     assert {Path(entry.file).name for entry in entries} == {"001.tar"} and all(entry.reason for entry in entries)
     assert not {f"{tmp_path.name}1x{i}" for i in range(kept, 8)} & {i for b in batches for i in b.ids}
     lost = sum(entry.count for entry in entries)
     if access == "sequence":
-        assert lost >= 2 * (8 - kept)  # both epochs (the lane is further than two epochs by now)
+        assert lost >= 2 * (8 - kept)  # both epochs (the stream is further than two epochs by now)
         assert entries[0].sample_id == f"001.tar#{kept}"
     else:
         assert lost >= 8 - kept and all(entry.replaced_by for entry in entries)
@@ -290,9 +290,9 @@ def test_a_cut_remote_shard_costs_what_its_index_says_is_missing(tmp_path):
     (tmp_path / "urls.json").write_text(json.dumps({"shards": [{"file": cut, "samples": 10}]}))
     dataset = shards(tmp_path, shards=cut, index=str(tmp_path / "urls.json"), retries=1, shuffle=0, batch_size=1)
     read = take(stream([dataset], 20), 3)
-    assert [i for batch in read for i in batch.ids] == [ids[0]] * 3
+    assert [i for batch in read for i in batch.ids] == [*ids[:2], ids[0]]
     entries = ledger_of(read)
-    assert [entry.count for entry in entries] == [0, 9, 0, 9]
+    assert [entry.count for entry in entries] == [0, 8]
     assert all("is cut off inside" in entry.reason for entry in entries)
 
 
@@ -305,6 +305,15 @@ def test_a_remote_shard_that_ends_between_two_samples_is_noticed(tmp_path):
     assert [i for batch in read for i in batch.ids] == ids[:2] * 2
     entry, *_ = ledger_of(read)
     assert entry.count == 1 and entry.sample_id.endswith("#2") and "no end mark" in entry.reason
+
+
+def test_a_whole_tar_with_too_few_samples_is_noticed(tmp_path):
+    ids = write_shards(tmp_path, [6])
+    url, told = f"pipe:cat {tmp_path}/000.tar", []
+    assert [sample["__key__"] for _, sample in samples(Shard(url, 6), 3, 0, 0.0, lambda *_: None)] == ids[3:]
+    with pytest.raises(ShardLost, match="ends after 6 samples, its index says 8"):
+        list(samples(Shard(url, 8), 3, 1, 0.0, lambda *failure: told.append(failure)))
+    assert told == [(6, "ends after 6 samples, its index says 8")]
 
 
 def test_bad_samples_inside_good_shards(tmp_path):

@@ -9,13 +9,16 @@ Where samples are packed, several to a row, B counts rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chatbridge.common.ledger import LedgerEntry
+from chatbridge.common.raw import RawMedia, mapped
 
 IGNORE = -100
 """Label of a position that carries no loss (PyTorch's default ``ignore_index``)."""
@@ -37,8 +40,8 @@ class MultimodalBatch:
         attention_mask_BL: int64, 1 at real positions.
         labels_BL: int64, the token itself where it is supervised, `IGNORE` elsewhere (not shifted).
         slots_BL: int64, `TEXT` or the index into `modalities` of the medium at this position.
-        media: modality name -> tensor [N, T, ...], in reading order: sample by sample, and inside a sample
-            as its slots come.
+        media: modality name -> tensor [N, T, ...] (or `RawMedia` of N), in reading order: sample by sample, and inside
+            a sample as its slots come.
         position_ids_BL: int64, or None for those that follow from the attention mask.
         samples_BL: int64, where samples are packed: the number of the sample at each position (an index into `ids`,
             growing in reading order), -1 at padding. None: a row is a sample.
@@ -48,8 +51,8 @@ class MultimodalBatch:
         references: per sample, the acceptable answers (evaluation); empty in training.
         groups: per sample, a free label that evaluation reports by (for instance a question family).
         ledger: what could not be read on the way to this batch, and what took its place.
-        cursor: dataset -> lane -> where it stands behind this batch (plain values), for datasets whose position is not
-            a function of the step alone.
+        cursor: dataset -> worker -> where its stream stands behind this batch (plain values), for datasets whose
+            position is not a function of the step alone.
     """
 
     ids: list[str]
@@ -57,7 +60,7 @@ class MultimodalBatch:
     attention_mask_BL: Tensor
     labels_BL: Tensor
     slots_BL: Tensor
-    media: dict[str, Tensor] = field(default_factory=dict)
+    media: dict[str, Tensor | RawMedia] = field(default_factory=dict)
     position_ids_BL: Tensor | None = None
     samples_BL: Tensor | None = None
     dataset: str = ""
@@ -81,36 +84,23 @@ class MultimodalBatch:
         """How many positions carry loss (the first position of a row has nothing to predict it)."""
         return int((self.labels_BL[:, 1:] != IGNORE).sum())
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> MultimodalBatch:
+        """The same batch with every tensor changed, those of raw media, too."""
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, media={name: mapped(media, change) for name, media in self.media.items()}, **changed)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
         """The same batch with every tensor on `device`."""
-
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            input_ids_BL=move(self.input_ids_BL),
-            attention_mask_BL=move(self.attention_mask_BL),
-            labels_BL=move(self.labels_BL),
-            slots_BL=move(self.slots_BL),
-            media={name: move(t) for name, t in self.media.items()},
-            position_ids_BL=move(self.position_ids_BL),
-            samples_BL=move(self.samples_BL),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> MultimodalBatch:
         """The same batch in page-locked memory (called by PyTorch's data loader)."""
+        return self.map(Tensor.pin_memory)
 
-        def pin(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.pin_memory()
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: its numbers per position by value. PyTorch would send a file descriptor for each tensor."""
+        return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
-        return replace(
-            self,
-            input_ids_BL=pin(self.input_ids_BL),
-            attention_mask_BL=pin(self.attention_mask_BL),
-            labels_BL=pin(self.labels_BL),
-            slots_BL=pin(self.slots_BL),
-            media={name: pin(t) for name, t in self.media.items()},
-            position_ids_BL=pin(self.position_ids_BL),
-            samples_BL=pin(self.samples_BL),
-        )
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        vars(self).update(state | arrays)

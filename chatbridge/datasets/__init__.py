@@ -2,19 +2,10 @@
 
 from chatbridge.datasets.annotated import AnnotatedDataset, AnnotationsConfig
 from chatbridge.datasets.annotations import AnnotationFile
-from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
-from chatbridge.datasets.collate import Collator, Example
+from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.mixture import (
-    Draw,
-    MixedPlan,
-    Mixture,
-    MixtureSampler,
-    Plan,
-    SampleMixture,
-    StepMixture,
-    Stream,
-)
+from chatbridge.datasets.mixture import Component, SampleMixture, StepMixture
 from chatbridge.datasets.reading import BatchStream, MixtureReader
 from chatbridge.datasets.records import Record
 from chatbridge.datasets.sharded import ShardDataset, WebdatasetConfig
@@ -25,20 +16,13 @@ __all__ = [
     "AnnotationsConfig",
     "BatchStream",
     "Collator",
-    "DatasetConfig",
-    "Draw",
-    "Example",
-    "MixedPlan",
-    "Mixture",
+    "Component",
     "MixtureReader",
-    "MixtureSampler",
     "Parts",
-    "Plan",
     "Record",
     "SampleMixture",
     "ShardDataset",
     "StepMixture",
-    "Stream",
     "TaskDataset",
     "TaskKind",
     "WebdatasetConfig",

@@ -100,29 +100,6 @@ class Parts:
     seed: int = 0
 
 
-@dataclass(slots=True)
-class Begun:
-    """A training example without its media.
-
-    Attributes:
-        identity: the record's id, or a number while there is none; rng: of its random choices.
-        error: why it cannot be used, if that is known already.
-    """
-
-    identity: str
-    rng: random.Random
-    record: Record | None = None
-    rendered: Any = None
-    tokens: TokenizedSample | None = None
-    error: ValueError | None = None
-
-    @property
-    def media(self) -> dict[str, int]:
-        """How many media of each modality it has."""
-        slots = self.tokens.slots if self.tokens is not None else ()
-        return {m: sum(s.count for s in slots if s.modality == m) for m in {s.modality for s in slots}}
-
-
 class TaskDataset:
     """Examples from records: what all datasets share. A builder says how many records there are and reads one.
 
@@ -202,50 +179,29 @@ class TaskDataset:
         Raises:
             ValueError: when `MAX_TRIES` samples in a row are unusable.
         """
-        return self.finish(self.begin(index, epoch))
-
-    def begin(self, index: int, epoch: int) -> Begun:
-        """The text of a training example. All of a batch are begun before the first is finished: decoding a medium
-        drives the code and the data that text needs out of the processor's cache."""
-        return self._begun(index, self.dice(index, epoch))
-
-    def dice(self, index: int, epoch: int) -> random.Random:
-        """What decides a training sample's choices: nothing but the seed and its place."""
-        return random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
-
-    def finish(self, begun: Begun) -> tuple[Example, list[LedgerEntry]]:
-        """What `begin` began, with its media, or what takes its place; see `example`."""
-        rng, failures = begun.rng, []
+        rng, failures = self.rng(index, epoch), []
         for _ in range(MAX_TRIES):
+            identity = f"#{index}"
             try:
-                if begun.error is not None:
-                    raise begun.error
                 with one_sample:
-                    example = self.checked(self._shown(begun.record, begun.rendered, begun.tokens, rng))
+                    record = self.record(index)
+                    identity = record.id
+                    example = self.draw(record, rng)
             except ValueError as error:
-                failures.append(describe(error, begun.identity))
-                begun = self._begun(rng.randrange(len(self)), rng)
+                failures.append(describe(error, identity))
+                index = rng.randrange(len(self))
                 continue
-            return example, [LedgerEntry(self.name, i, file, why, begun.identity) for i, file, why in failures]
-        raise self.hopeless(failures[-1])
+            return example, [LedgerEntry(self.name, *failure, identity) for failure in failures]
+        raise self.gives_up(failures[-1])
 
-    def _begun(self, index: int, rng: random.Random) -> Begun:
-        begun = Begun(f"#{index}", rng)
-        try:
-            with one_sample:
-                begun.record = self.record(index)
-                begun.identity = begun.record.id
-                begun.rendered, begun.tokens = self.written(begun.record, self._kind(rng), rng)
-        except ValueError as error:
-            begun.error = error
-        return begun
+    def rng(self, index: int, epoch: int) -> random.Random:
+        """What a training sample's choices are drawn with: nothing but the seed and its place decides them."""
+        return random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
 
     def draw(self, record: Record, rng: random.Random) -> Example:
         """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
-        return self.checked(self.read(record, self._kind(rng), rng)[0])
-
-    def _kind(self, rng: random.Random) -> TaskKind:
-        return rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
+        kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
+        return self.checked(self.read(record, kind, rng)[0])
 
     def checked(self, example: Example) -> Example:
         """The example, if a row or batch has room for it. Raises ValueError."""
@@ -260,7 +216,7 @@ class TaskDataset:
         """Positions that an example takes in a row, BOS included."""
         return len(example.tokens) + (self.parts.tokenizer.bos_id is not None)
 
-    def hopeless(self, failure: tuple[str, str, str]) -> ValueError:
+    def gives_up(self, failure: tuple[str, str, str]) -> ValueError:
         """What to raise when too many samples in a row were unusable."""
         _, file, why = failure
         return ValueError(
@@ -284,9 +240,15 @@ class TaskDataset:
         Raises:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
+        media_rng, media = rng if self.config.augment else None, {}
         with one_sample:
             rendered, tokens = self.written(record, kind, rng, item)
-            return self._shown(record, rendered, tokens, rng, blank), rendered
+            for modality, count in {s.modality: s.count for s in rendered.segments if isinstance(s, Media)}.items():
+                if modality in blank:
+                    media[modality] = [self.media.blank(modality)] * count
+                else:
+                    media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
+        return Example(tokens, media, list(rendered.references), rendered.group), rendered
 
     def written(
         self, record: Record, kind: TaskKind, rng: random.Random | None = None, item: int | None = None
@@ -294,24 +256,6 @@ class TaskDataset:
         """One record as it is rendered, and its tokens; see `read`."""
         rendered = self.parts.task.render(record, kind, rng, item, self.open)
         return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.rows)
-
-    def _shown(
-        self,
-        record: Record,
-        rendered: Any,
-        tokens: TokenizedSample,
-        rng: random.Random | None,
-        blank: Sequence[str] = (),
-    ) -> Example:
-        wanted = {segment.modality: segment.count for segment in rendered.segments if isinstance(segment, Media)}
-        media_rng = rng if self.config.augment else None
-        media = {}
-        for modality, count in wanted.items():
-            if modality in blank:
-                media[modality] = [self.media.blank(modality)] * count
-            else:
-                media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
-        return Example(tokens, media, list(rendered.references), rendered.group)
 
 
 def describe(error: ValueError, identity: str) -> tuple[str, str, str]:

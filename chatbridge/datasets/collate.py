@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.reduction import ForkingPickler
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor
 
 from chatbridge.common.batch import IGNORE, MIXED, TEXT, MultimodalBatch
 from chatbridge.common.raw import RawMedia, stack_media
-from chatbridge.common.shared import Rows
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.packing import first_fit
@@ -34,11 +31,6 @@ class Example:
     media: dict[str, list[Tensor | RawMedia]] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
     group: str = ""
-
-    def move(self, rows: Rows) -> None:
-        """Put raw media to their places in the memory of the batch."""
-        for modality, media in self.media.items():
-            self.media[modality] = [m.moved(modality, rows) if isinstance(m, RawMedia) else m for m in media]
 
 
 @dataclass
@@ -134,25 +126,6 @@ class Collator:
         if self.pack is not None:
             arrays |= {"position_ids_BL": positions, "samples_BL": samples}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _by_value(batch: MultimodalBatch) -> tuple:
-    """How a batch travels between processes: its few numbers per position [B, L] as bytes, 4 for each.
-
-    Tensors would be a file in shared memory each, handed over in a connection of its own; arrays take longer to pickle.
-    """
-    parts = dict(vars(batch))
-    names = [name for name, value in parts.items() if isinstance(value, Tensor)]
-    numbers = np.stack([parts.pop(name).numpy() for name in names], dtype=np.int32, casting="same_kind")
-    return _arrived, (names, numbers.shape, numbers.tobytes(), parts)
-
-
-def _arrived(names: list[str], shape: tuple[int, ...], numbers: bytes, parts: dict[str, Any]) -> MultimodalBatch:
-    tensors = torch.from_numpy(np.frombuffer(numbers, np.int32).reshape(shape).astype(np.int64))
-    return MultimodalBatch(**parts, **dict(zip(names, tensors, strict=True)))
-
-
-ForkingPickler.register(MultimodalBatch, _by_value)
 
 
 def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch:

@@ -73,11 +73,6 @@ class DialogueMaker:
             return self._single(record, self._prompt(None, rng), answer, [answer] if answer else [])
         return self._conversation(record)
 
-    def all_samples(self, record: Record) -> list[Sample]:
-        """Every question of a record once, in order (evaluation); one sample for the other kinds."""
-        count = len(record.pairs) if self.kind.asks else 1
-        return [self.sample(record, None, item if count > 1 else None) for item in range(count)]
-
     def _question(self, record: Record, rng: random.Random | None, item: int | None) -> Sample:
         question, answers = record.pairs[item] if item is not None else _draw(record.pairs, rng)
         answer = None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from chatbridge.datasets.shards import Shard, Table, local_path, scan
-from chatbridge.datasets.tars import BLOCK, LARGEST_MEMBER, LARGEST_TEXT, members, split_name
+from chatbridge.datasets.tars import LARGEST_MEMBER, LARGEST_TEXT, members, split_name
 from chatbridge.processors.base import MediaError
 
 TEXTS = ("json", "txt")
@@ -29,24 +29,18 @@ class Extent(NamedTuple):
     size: int
 
 
-class _Window:
-    """A file from one of its bytes on, read as its parts are asked for: headers, without what is between them."""
-
-    AHEAD = 4 * BLOCK
-    """Bytes that are read at once: as a rule an extended header, the header behind it, and a short text."""
+class _FilePart:
+    """A file from one of its bytes on, of which only what is asked for is read."""
 
     def __init__(self, descriptor: int, first: int):
         self.descriptor, self.first = descriptor, first
-        self._at, self._data = 0, b""
 
     def __getitem__(self, part: slice) -> bytes:
-        start, stop = part.start - self._at, part.stop - self._at
-        if start < 0 or stop > len(self._data):
-            self._at, start, stop = part.start, 0, part.stop - part.start
-            self._data = os.pread(self.descriptor, max(stop, self.AHEAD), self.first + self._at)
-            if len(self._data) < stop:
-                raise ValueError(f"is cut off: {stop} bytes are not there behind byte {self.first + self._at}")
-        return self._data[start:stop]
+        size = part.stop - part.start
+        data = os.pread(self.descriptor, size, self.first + part.start)
+        if len(data) < size:
+            raise ValueError(f"is cut off: {size} bytes are not there behind byte {self.first + part.start}")
+        return data
 
 
 class LocalShards:
@@ -75,7 +69,7 @@ class LocalShards:
             reason = table.problem or "has fewer samples than its index says"
             raise MediaError(shard.url, f"sample {sample} is not there ({len(table)} are): it {reason}")
         first, last = table.starts[sample], table.starts[sample + 1]
-        key, found, data = None, {}, _Window(descriptor, first)
+        key, found, data = None, {}, _FilePart(descriptor, first)
         try:
             for member in members(data, last - first, part=True):
                 split = split_name(member.name)

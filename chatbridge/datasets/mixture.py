@@ -8,15 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from chatbridge.datasets.orders import Order, Shuffled, equals_before
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One sample to read: dataset number, index in it, and how often that dataset was gone through before."""
+class Draw(NamedTuple):
+    """One sample to read: dataset number, index in it, and how often that dataset was gone through before.
+
+    Index and epoch are -1 for a dataset that is read as a stream: the worker takes the next sample of its own.
+    """
 
     dataset: int
     index: int
@@ -24,55 +27,29 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one rank reads for a batch of one dataset: travels to a data-loader worker.
-
-    Attributes:
-        step: the batch's number in the run; dataset: the dataset's number.
-        indices, epochs: the samples, as in `Draw`. Empty for a dataset that is read in sequence (`Stream.sequential`):
-            the worker goes on where its lane stands.
-    """
-
-    step: int
-    dataset: int
-    indices: tuple[int, ...] = ()
-    epochs: tuple[int, ...] = ()
-
-    @property
-    def draws(self) -> list[Draw]:
-        return [Draw(self.dataset, i, e) for i, e in zip(self.indices, self.epochs, strict=True)]
-
-
-@dataclass(frozen=True)
-class MixedPlan:
-    """What one rank reads for a batch of several datasets.
+class BatchPlan:
+    """What one rank reads for a batch: travels to a data-loader worker.
 
     Attributes:
         step: the batch's number in the run.
-        datasets: the dataset of every sample.
-        indices, epochs: the samples, as in `Draw`; -1 for those of a dataset that is read in sequence: the worker
-            takes the next one of its lane.
+        dataset: the number of the dataset that all samples are from; None where each has its own.
+        draws: the samples; empty where a stream's next ones make up the batch.
     """
 
     step: int
-    datasets: tuple[int, ...]
-    indices: tuple[int, ...]
-    epochs: tuple[int, ...]
-
-    @property
-    def draws(self) -> list[Draw]:
-        return [Draw(*one) for one in zip(self.datasets, self.indices, self.epochs, strict=True)]
+    dataset: int | None
+    draws: tuple[Draw, ...] = ()
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One dataset in the mixture.
+class Component:
+    """One dataset of the mixture.
 
     Attributes:
         length: its size in samples, None where it is not known; weight: its share of the steps, or of the samples.
         batch_size: samples per batch over all ranks, where a batch is of one dataset.
         order: how its samples come; None is a permutation per epoch.
-        sequential: its samples cannot be told by number: lanes read them one after the other.
+        streamed: workers read its samples one after the other, each from a stream of its own (`SampleStream`).
     """
 
     name: str
@@ -80,14 +57,14 @@ class Stream:
     weight: float
     batch_size: int
     order: Order | None = None
-    sequential: bool = False
+    streamed: bool = False
 
 
 class Mixture(ABC):
     """What the batches of a run hold. Samples of a dataset are drawn without replacement until it is used up.
 
     Args:
-        streams: the datasets.
+        components: the datasets.
         seed: of the draws and of every epoch's order.
         steps: how many batches are drawn in all (a longer run has the same beginning).
 
@@ -95,36 +72,36 @@ class Mixture(ABC):
         ValueError: no dataset, an empty one, or weights that share nothing out.
     """
 
-    def __init__(self, streams: list[Stream], seed: int, steps: int):
-        if not streams:
+    def __init__(self, components: list[Component], seed: int, steps: int):
+        if not components:
             raise ValueError("the mixture has no dataset: name at least one under datasets:")
-        for stream in streams:
-            if stream.length == 0:
-                raise ValueError(f"dataset '{stream.name}' has no samples")
-        weights = np.array([s.weight for s in streams], dtype=np.float64)
+        for component in components:
+            if component.length == 0:
+                raise ValueError(f"dataset '{component.name}' has no samples")
+        weights = np.array([c.weight for c in components], dtype=np.float64)
         if (weights < 0).any() or weights.sum() <= 0:
             raise ValueError("datasets: weights must not be negative, and one at least must be positive")
-        self.streams, self.seed, self.steps = streams, seed, steps
+        self.components, self.seed, self.steps = components, seed, steps
         self.shares = weights / weights.sum()
         self._orders = [
-            None if s.sequential else s.order if s.order is not None else Shuffled(s.name, s.length, seed)
-            for s in streams
+            None if c.streamed else c.order if c.order is not None else Shuffled(c.name, c.length, seed)
+            for c in components
         ]
 
     def __len__(self) -> int:
         return self.steps
 
     @abstractmethod
-    def plan(self, step: int, rank: int = 0, world: int = 1) -> Plan | MixedPlan:
+    def plan(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
         """What a rank reads at a step: a contiguous slice of the global batch."""
 
     @abstractmethod
     def drawn(self, step: int) -> list[int]:
         """What the steps before this one read of each dataset."""
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Draw]:
-        """This rank's part of a step's batch, sample by sample."""
-        return self.plan(step, rank, world).draws
+    def plans(self, start: int, rank: int, world: int) -> Iterator[BatchPlan]:
+        """Those of the steps from `start` on: a sampler for PyTorch's data loader."""
+        return (self.plan(step, rank, world) for step in range(start, len(self)))
 
 
 class StepMixture(Mixture):
@@ -134,10 +111,10 @@ class StepMixture(Mixture):
         mode: "random" by weight, or "round_robin".
     """
 
-    def __init__(self, streams: list[Stream], seed: int, steps: int, mode: str = "random"):
-        super().__init__(streams, seed, steps)
+    def __init__(self, components: list[Component], seed: int, steps: int, mode: str = "random"):
+        super().__init__(components, seed, steps)
         if mode == "round_robin":
-            self.choices = np.arange(steps) % len(streams)
+            self.choices = np.arange(steps) % len(components)
         else:
             edges = np.cumsum(self.shares)
             edges[-1] = 1.0
@@ -145,19 +122,19 @@ class StepMixture(Mixture):
             self.choices = np.searchsorted(edges, uniform, side="right")
         self._before = equals_before(self.choices)
 
-    def plan(self, step: int, rank: int = 0, world: int = 1) -> Plan:
+    def plan(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
         number = int(self.choices[step])
         order = self._orders[number]
         if order is None:
-            return Plan(step, number)
-        size = self.streams[number].batch_size
+            return BatchPlan(step, number)
+        size = self.components[number].batch_size
         share = size // world
         first = int(self._before[step]) * size + rank * share
         indices, epochs = order.at(np.arange(first, first + share))
-        return Plan(step, number, tuple(indices.tolist()), tuple(epochs.tolist()))
+        return BatchPlan(step, number, _draws(np.full_like(indices, number), indices, epochs))
 
     def drawn(self, step: int) -> list[int]:
-        return np.bincount(self.choices[:step], minlength=len(self.streams)).tolist()
+        return np.bincount(self.choices[:step], minlength=len(self.components)).tolist()
 
 
 class SampleMixture(Mixture):
@@ -174,21 +151,21 @@ class SampleMixture(Mixture):
     BLOCK = 2**16
     """Samples of a block, about: drawn within a few milliseconds, and few enough blocks for any run."""
 
-    def __init__(self, streams: list[Stream], seed: int, steps: int, batch_size: int):
-        super().__init__(streams, seed, steps)
+    def __init__(self, components: list[Component], seed: int, steps: int, batch_size: int):
+        super().__init__(components, seed, steps)
         self.batch_size = batch_size
         self._block_steps = max(1, self.BLOCK // batch_size)
         rng = np.random.default_rng(np.random.SeedSequence([seed, 7]))
         # Of weights that are 0 nothing may be drawn, but the last one would take what rounding leaves over.
         some = np.flatnonzero(self.shares)
-        self._counts = np.zeros((-(-steps // self._block_steps), len(streams)), np.int64)
+        self._counts = np.zeros((-(-steps // self._block_steps), len(components)), np.int64)
         self._counts[:, some] = rng.multinomial(
             self._block_steps * batch_size, self.shares[some], size=len(self._counts)
         )
         self._before = np.cumsum(self._counts, axis=0) - self._counts
         self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def plan(self, step: int, rank: int = 0, world: int = 1) -> MixedPlan:
+    def plan(self, step: int, rank: int = 0, world: int = 1) -> BatchPlan:
         block, inside = divmod(step, self._block_steps)
         datasets, positions = self._block(block)
         share = self.batch_size // world
@@ -200,34 +177,24 @@ class SampleMixture(Mixture):
             if order is not None:
                 here = datasets == number
                 indices[here], epochs[here] = order.at(positions[here])
-        return MixedPlan(step, tuple(datasets.tolist()), tuple(indices.tolist()), tuple(epochs.tolist()))
+        return BatchPlan(step, None, _draws(datasets, indices, epochs))
 
     def drawn(self, step: int) -> list[int]:
         block, inside = divmod(step, self._block_steps)
         if inside == 0:
             return self._counts[:block].sum(0).tolist()
         datasets, _ = self._block(block)
-        here = np.bincount(datasets[: inside * self.batch_size], minlength=len(self.streams))
+        here = np.bincount(datasets[: inside * self.batch_size], minlength=len(self.components))
         return (self._before[block] + here).tolist()
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """(dataset, position in the dataset's endless sequence) of the block's samples, step after step."""
         if self._cached is None or self._cached[0] != block:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, 8, block]))
-            datasets = rng.permutation(np.repeat(np.arange(len(self.streams)), self._counts[block]))
+            datasets = rng.permutation(np.repeat(np.arange(len(self.components)), self._counts[block]))
             self._cached = (block, datasets, self._before[block][datasets] + equals_before(datasets))
         return self._cached[1], self._cached[2]
 
 
-class MixtureSampler:
-    """A batch sampler for PyTorch's data loader: the plans of the steps from `start` on."""
-
-    def __init__(self, mixture: Mixture, start: int, rank: int, world: int):
-        self.mixture, self.start, self.rank, self.world = mixture, start, rank, world
-
-    def __iter__(self) -> Iterator[Plan | MixedPlan]:
-        for step in range(self.start, len(self.mixture)):
-            yield self.mixture.plan(step, self.rank, self.world)
-
-    def __len__(self) -> int:
-        return len(self.mixture) - self.start
+def _draws(datasets: np.ndarray, indices: np.ndarray, epochs: np.ndarray) -> tuple[Draw, ...]:
+    return tuple(map(Draw, datasets.tolist(), indices.tolist(), epochs.tolist()))

@@ -8,25 +8,22 @@ import logging
 import os
 import signal
 import traceback
-import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Lock, active_children
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from chatbridge.common.batch import MIXED, MultimodalBatch
-from chatbridge.common.ledger import LedgerEntry
-from chatbridge.common.shared import DEV_SHM, SHM_SIZE, Rows, forget, keep_freed
-from chatbridge.datasets.builder import Begun, TaskDataset
-from chatbridge.datasets.collate import Collator, Example
-from chatbridge.datasets.lanes import Lane, open_lane, regroup
-from chatbridge.datasets.mixture import MixedPlan, Mixture, MixtureSampler, Plan
+from chatbridge.common.raw import mapped
+from chatbridge.common.shared_memory import DEV_SHM, SHM_SIZE, shared_copy
+from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.collate import Collator
+from chatbridge.datasets.mixture import BatchPlan, Mixture
 from chatbridge.datasets.packing import TokenBudget
+from chatbridge.datasets.streams import Read, SampleStream, restarted, stream_of
 
 logger = logging.getLogger("chatbridge")
 
@@ -61,6 +58,9 @@ class MixtureReader:
         datasets: in the mixture's order; collator: pads, and packs where a dataset's configuration says so.
         seed: of the orders; rank, world: this process among all; workers: per process.
 
+    Attributes:
+        cursors: dataset -> worker of this rank -> where its stream begins.
+
     Raises:
         ValueError: a budget of positions that the ranks cannot share.
     """
@@ -70,11 +70,10 @@ class MixtureReader:
     ):
         self.datasets = list(datasets)
         self.collator = collator
-        self.collators = [replace(collator, pack=dataset.config.pack) for dataset in self.datasets]
         self.seed, self.rank, self.world = seed, rank, world
-        self.lanes_per_rank = max(1, workers)
-        self.positions: dict[str, dict[int, Any]] = {}
-        self._lanes: dict[tuple[int, int], Lane] = {}
+        self.workers = max(1, workers)
+        self.cursors: dict[str, dict[int, Any]] = {}
+        self._streams: dict[tuple[int, int], SampleStream] = {}
         for dataset in self.datasets:
             config = dataset.config
             share = None if config.batch_tokens is None else config.batch_tokens // world
@@ -85,89 +84,59 @@ class MixtureReader:
                 )
             dataset.max_positions = config.pack or share
 
-    def __getitems__(self, plan: Plan | MixedPlan) -> MultimodalBatch | Failure:
+    def __getitem__(self, plan: BatchPlan) -> MultimodalBatch | Failure:
         try:
-            # What a worker does is never differentiated; told so, PyTorch's many small calls are quicker.
-            with torch.inference_mode(get_worker_info() is not None):
-                return self._mixed(plan) if isinstance(plan, MixedPlan) else self._of_one_dataset(plan)
+            batch = self._batch(plan)
+            if get_worker_info() is None:
+                return batch
+            return replace(batch, media={name: mapped(media, shared_copy) for name, media in batch.media.items()})
         except (ValueError, OSError) as error:
             return Failure(error, traceback.format_exc())
         except MemoryError:
             return Failure(ValueError("a batch does not fit into memory; take smaller ones"), traceback.format_exc())
 
-    def _of_one_dataset(self, plan: Plan) -> MultimodalBatch:
-        dataset, collator = self.datasets[plan.dataset], self.collators[plan.dataset]
-        if plan.indices:
-            begun = [dataset.begin(draw.index, draw.epoch) for draw in plan.draws]
-            rows = _rows_for(begun)
-            return _collate(collator, [_moved(dataset.finish(one), rows) for one in begun], dataset.name)
-        number = plan.step % self.lanes_per_rank
-        lane = self._lane(plan.dataset, number)
-        batch = _collate(collator, self._take(dataset, lane), dataset.name)
-        return replace(batch, cursor={dataset.name: {number: lane.state_dict()}})
-
-    def _mixed(self, plan: MixedPlan) -> MultimodalBatch:
-        number, read, lanes, draws = plan.step % self.lanes_per_rank, [], {}, plan.draws
-        begun = {
-            place: self.datasets[draw.dataset].begin(draw.index, draw.epoch)
-            for place, draw in enumerate(draws)
-            if draw.index >= 0
-        }
-        rows = _rows_for(begun.values())
-        for place, draw in enumerate(draws):
+    def _batch(self, plan: BatchPlan) -> MultimodalBatch:
+        worker, streams, read = plan.step % self.workers, {}, []
+        for draw in plan.draws:
             dataset = self.datasets[draw.dataset]
-            if place in begun:
-                read.append(_moved(dataset.finish(begun[place]), rows))
-                continue
-            lane = lanes[dataset.name] = self._lane(draw.dataset, number)
-            read.append(lane.peek())
-            lane.pop()
-        batch = _collate(self.collator, read, [self.datasets[dataset].name for dataset in plan.datasets])
-        cursor = {name: {number: lane.state_dict()} for name, lane in lanes.items()}
-        # Even where this rank's part is of one dataset by chance: ranks must agree on what kind of step it is.
-        return replace(batch, dataset=MIXED, cursor=cursor)
+            if draw.index >= 0:
+                read.append(dataset.example(draw.index, draw.epoch))
+            else:
+                stream = streams[dataset.name] = self._stream(draw.dataset, worker)
+                read.append(stream.next())
+        if plan.dataset is None:
+            # Even where this rank's part is of one dataset by chance: ranks must agree on what kind of step it is.
+            name, collator = MIXED, self.collator
+            sources = [self.datasets[draw.dataset].name for draw in plan.draws]
+        else:
+            dataset = self.datasets[plan.dataset]
+            name, collator, sources = dataset.name, replace(self.collator, pack=dataset.config.pack), dataset.name
+            if not plan.draws:
+                stream = streams[name] = self._stream(plan.dataset, worker)
+                read = list(self._next_batch(dataset, stream))
+        batch = collator([example for example, _ in read], sources)
+        ledger = [entry for _, entries in read for entry in entries]
+        cursor = {source: {worker: stream.state_dict()} for source, stream in streams.items()}
+        return replace(batch, dataset=name, ledger=ledger, cursor=cursor)
 
-    def _lane(self, dataset: int, number: int) -> Lane:
-        if (dataset, number) not in self._lanes:
-            state = self.positions.get(self.datasets[dataset].name, {}).get(number)
-            here = self.rank * self.lanes_per_rank + number
-            lane = open_lane(self.datasets[dataset], self.seed, here, self.world * self.lanes_per_rank, state)
-            self._lanes[dataset, number] = lane
-        return self._lanes[dataset, number]
+    def _stream(self, dataset: int, worker: int) -> SampleStream:
+        """A stream of this rank's worker, where it stands."""
+        if (dataset, worker) not in self._streams:
+            state = self.cursors.get(self.datasets[dataset].name, {}).get(worker)
+            number, count = self.rank * self.workers + worker, self.world * self.workers
+            self._streams[dataset, worker] = stream_of(self.datasets[dataset], self.seed, number, count, state)
+        return self._streams[dataset, worker]
 
-    def _take(self, dataset: TaskDataset, lane: Lane) -> list[Read]:
-        """The next samples of a lane, as many as the dataset's batch may have."""
-        config, read = dataset.config, []
-        size = config.batch_size // self.world
-        budget = None if config.batch_tokens is None else TokenBudget(config.batch_tokens // self.world, config.pack)
-        rows = Rows({m: size for kind in dataset.kinds for m in kind.modalities} if budget is None else {})
-        while budget is not None or len(read) < size:
-            item = lane.peek()
-            if budget is not None and not budget.add(dataset.size(item[0])):
-                break
-            lane.pop()
-            read.append(_moved(item, rows))
-        return read
-
-
-Read: TypeAlias = "tuple[Example, list[LedgerEntry]]"
-
-
-def _rows_for(begun: Iterable[Begun]) -> Rows:
-    counts: Counter[str] = Counter()
-    for one in begun:
-        counts.update(one.media)
-    return Rows(counts)
-
-
-def _moved(read: Read, rows: Rows) -> Read:
-    read[0].move(rows)
-    return read
-
-
-def _collate(collator: Collator, read: Sequence[Read], sources: str | Sequence[str]) -> MultimodalBatch:
-    batch = collator([example for example, _ in read], sources)
-    return replace(batch, ledger=[entry for _, entries in read for entry in entries])
+    def _next_batch(self, dataset: TaskDataset, stream: SampleStream) -> Iterator[Read]:
+        """The next samples of a stream, as many as the dataset's batch may have."""
+        config = dataset.config
+        if config.batch_tokens is None:
+            for _ in range(config.batch_size // self.world):
+                yield stream.next()
+            return
+        budget = TokenBudget(config.batch_tokens // self.world, config.pack)
+        while budget.add(dataset.size(stream.peek()[0])):
+            yield stream.next()
 
 
 class BatchStream(Iterator[MultimodalBatch]):
@@ -181,7 +150,7 @@ class BatchStream(Iterator[MultimodalBatch]):
     def __init__(self, reader: MixtureReader, mixture: Mixture, workers: int, pin: bool):
         self.reader, self.mixture, self.workers, self.pin = reader, mixture, workers, pin
         self.step = 0
-        self._positions: dict[str, dict[int, Any]] = {}
+        self._cursors: dict[str, dict[int, Any]] = {}
         self._batches: Iterator[MultimodalBatch | Failure] | None = None
 
     def __iter__(self) -> BatchStream:
@@ -194,55 +163,48 @@ class BatchStream(Iterator[MultimodalBatch]):
         if isinstance(batch, Failure):
             raise batch.error from RuntimeError(f"in a data-loader worker:\n{batch.trace}")
         self.step += 1
-        for name, lanes in batch.cursor.items():
-            self._positions.setdefault(name, {}).update(lanes)
+        for name, states in batch.cursor.items():
+            self._cursors.setdefault(name, {}).update(states)
         return batch
 
     def _begin(self) -> None:
         _try_semaphores(self.workers)
-        others = set(active_children())
-        self._batches = iter(self._loader())
-        workers = set(active_children()) - others
-        atexit.register(_end, workers, os.getpid())
-        weakref.finalize(self, forget, [worker.pid for worker in workers])
-        if not workers:
-            keep_freed()
-
-    def _loader(self) -> DataLoader:
-        reader = self.reader
-        reader.positions = {name: dict(lanes) for name, lanes in self._positions.items()}
-        return DataLoader(
+        others, reader = set(active_children()), self.reader
+        reader.cursors = {name: dict(states) for name, states in self._cursors.items()}
+        loader = DataLoader(
             reader,
-            batch_sampler=MixtureSampler(self.mixture, self.step, reader.rank, reader.world),
+            batch_size=None,  # the reader gives whole batches
+            sampler=self.mixture.plans(self.step, reader.rank, reader.world),
             num_workers=self.workers,
-            collate_fn=_as_it_is,
             pin_memory=self.pin,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_leave_signals_to_parent,
         )
+        self._batches = iter(loader)
+        atexit.register(_end, set(active_children()) - others, os.getpid())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: the mixture's cursor (`Mixture.drawn` of each dataset, too), and every lane's position."""
+        """Plain values: the mixture's cursor (`Mixture.drawn` of each dataset, too), and every stream's."""
         names = [dataset.name for dataset in self.reader.datasets]
         return {
             "step": self.step,
             "seed": self.mixture.seed,
             "drawn": dict(zip(names, self.mixture.drawn(self.step), strict=True)),
             "sizes": {dataset.name: dataset.length for dataset in self.reader.datasets},
-            "workers": self.reader.lanes_per_rank,
-            "lanes": {name: dict(lanes) for name, lanes in self._positions.items()},
+            "workers": self.reader.workers,
+            "cursors": {name: dict(states) for name, states in self._cursors.items()},
         }
 
-    def load_state_dict(self, states: Sequence[dict[str, Any]], accept_new_lanes: bool = False) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Any]], accept_new_workers: bool = False) -> None:
         """Go on where the ranks' states say; one state for each of the ranks that were.
 
-        Datasets read by number and step go on exactly, whatever the number of ranks and workers. Lanes do with as
+        Datasets read by number and step go on exactly, whatever the number of ranks and workers. Streams do with as
         many of both as before.
 
         Args:
-            accept_new_lanes: with other numbers, too, go on with a warning: see `lanes.regroup`.
+            accept_new_workers: with other numbers, too, go on with a warning: see `restarted`.
 
         Raises:
-            ValueError: datasets that were read by other lanes, unless accepted; batches that were read already.
+            ValueError: streams of other workers, unless accepted; batches that were read already.
         """
         if self._batches is not None:
             raise ValueError("the position must be set before the first batch is read")
@@ -255,36 +217,37 @@ class BatchStream(Iterator[MultimodalBatch]):
                     "dataset '%s' had %s samples when the checkpoint was written and has %s now: "
                     "what follows is not what would have followed", dataset.name, before, dataset.length,
                 )  # fmt: skip
-        if len(states) == self.reader.world and mine["workers"] == self.reader.lanes_per_rank:
-            self._positions = {name: dict(lanes) for name, lanes in mine["lanes"].items()}
+        cursors = [state["cursors" if "cursors" in state else "lanes"] for state in states]  # lanes: its earlier name
+        if len(states) == self.reader.world and mine["workers"] == self.reader.workers:
+            self._cursors = {name: dict(found) for name, found in cursors[self.reader.rank].items()}
         else:
-            self._regroup(states, mine["workers"], accept_new_lanes)
+            self._restart(cursors, mine["workers"], accept_new_workers)
 
-    def _regroup(self, states: Sequence[dict[str, Any]], workers: int, accept: bool) -> None:
-        """Positions for other lanes than the states', or an error that names the datasets, the change and the way."""
-        world, lanes = self.reader.world, self.reader.lanes_per_rank
-        change = f"{len(states)} x {workers} lanes (processes x workers), now by {world} x {lanes}"
+    def _restart(self, cursors: Sequence[dict[str, dict[int, Any]]], before: int, accept: bool) -> None:
+        """Cursors for other workers, or an error that names the datasets, the change and the way.
+
+        Args:
+            cursors: of every rank there was; before: workers of each.
+        """
+        world, workers = self.reader.world, self.reader.workers
+        change = f"{len(cursors)} x {before} workers (processes x run.num_workers), now by {world} x {workers}"
         refused = []
         for dataset in self.reader.datasets:
-            old = {
-                rank * workers + lane: position
-                for rank, state in enumerate(states)
-                for lane, position in state["lanes"].get(dataset.name, {}).items()
-            }
+            name = dataset.name
+            old = {rank * before + w: s for rank, found in enumerate(cursors) for w, s in found.get(name, {}).items()}
             if not old:
                 continue
-            told = f"dataset '{dataset.name}' was read by {change}"
             if not accept:
-                refused.append(told)
+                refused.append(f"dataset '{name}' was read by {change}")
                 continue
             loss = "its shards begin a new epoch" if dataset.sequential else "a few samples are read again"
-            logger.warning("%s: %s", told, loss)
-            self._positions[dataset.name] = dict.fromkeys(range(lanes), regroup(dataset, old, len(states) * workers))
+            logger.warning("dataset '%s' was read by %s: %s", name, change, loss)
+            self._cursors[name] = dict.fromkeys(range(workers), restarted(dataset, old, len(cursors) * before))
         if refused:
-            keys = ["world"] * (len(states) != world) + ["run.num_workers"] * (workers != lanes)
+            keys = ["world"] * (len(cursors) != world) + ["run.num_workers"] * (before != workers)
             raise ValueError(
-                "\n".join(refused) + f"\ndata read in sequence or by batch_tokens can only go on with as many lanes: "
-                f"take {len(states)} processes and run.num_workers: {workers}, or accept that samples are lost or read "
+                "\n".join(refused) + f"\ndata read in sequence or by batch_tokens can only go on with as many workers: "
+                f"take {len(cursors)} processes and run.num_workers: {before}, or accept that samples are lost or read "
                 f"twice (run.accept_changes: [{', '.join(keys)}])"
             )
 
@@ -314,16 +277,7 @@ def _try_semaphores(workers: int) -> None:
         ) from error
 
 
-def _as_it_is(batch: MultimodalBatch | Failure) -> MultimodalBatch | Failure:
-    return batch
-
-
-def _begin_worker(number: int) -> None:
-    keep_freed()
-    _leave_signals_to_parent()
-
-
-def _leave_signals_to_parent() -> None:
+def _leave_signals_to_parent(_: int) -> None:
     """A signal to the whole process group asks the training process for a checkpoint; it still needs its batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

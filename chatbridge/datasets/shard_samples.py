@@ -22,17 +22,14 @@ class Reference(str):
     """The name of a shard's member, for messages, and where its bytes are.
 
     Attributes:
-        place: (number of the shard, where in it), for shards that are read by number.
-        data: the bytes themselves, else.
+        source: the bytes themselves or, of a shard that is read by number, (number of the shard, where in it).
     """
 
-    place: tuple[int, Extent] | None = None
-    data: bytes | None = None
+    source: bytes | tuple[int, Extent]
 
-    @classmethod
-    def of(cls, name: str, place: tuple[int, Extent] | None = None, data: bytes | None = None) -> Reference:
-        made = cls(name)
-        made.place, made.data = place, data
+    def __new__(cls, name: str, source: bytes | tuple[int, Extent] = b"") -> Reference:
+        made = super().__new__(cls, name)
+        made.source = source
         return made
 
 
@@ -43,8 +40,8 @@ class ShardMedia(MediaLoader):
         super().__init__(processors, {})
         self.shards = shards
 
-    def load(self, modality: str, name: str, rng: random.Random | None = None) -> Tensor:
-        data = name.data if name.place is None else self.shards.bytes_at(*name.place)
+    def load(self, modality: str, name: Reference, rng: random.Random | None = None) -> Tensor:
+        data = name.source if isinstance(name.source, bytes) else self.shards.bytes_at(*name.source)
         return self._read(modality, Blob(str(name), data), rng)
 
     def find(self, modality: str, name: str) -> Path:

@@ -70,19 +70,13 @@ class WebdatasetConfig(DatasetConfig):
         if self.shards is not None and not self.shards:
             raise ValueError("shards is empty; name at least one, or leave the key out to take those of folder")
 
-    def lists(self) -> dict[str, float]:
-        """Pattern -> share; patterns given as a list are one list."""
+    def lists(self) -> dict[tuple[str, ...], float]:
+        """Patterns of a list of shards -> the list's share; several lists where `shards` is a mapping."""
         if isinstance(self.shards, dict):
-            return dict(self.shards)
-        return {}
-
-    def patterns(self) -> list[list[str]]:
-        """The patterns of every list."""
-        if isinstance(self.shards, dict):
-            return [[pattern] for pattern in self.shards]
+            return {(pattern,): share for pattern, share in self.shards.items()}
         if self.shards is None:
-            return [["index.json" if (Path(self.folder) / "index.json").exists() else "*.tar"]]
-        return [[self.shards] if isinstance(self.shards, str) else list(self.shards)]
+            return {("index.json" if (Path(self.folder) / "index.json").exists() else "*.tar",): 1.0}
+        return {(self.shards,) if isinstance(self.shards, str) else tuple(self.shards): 1.0}
 
 
 @DATASETS.register("webdataset", config=WebdatasetConfig)
@@ -106,8 +100,8 @@ class ShardDataset(TaskDataset):
         try:
             folder = None if config.folder is None else Path(config.folder)
             index = None if config.index is None else Path(config.index)
-            self.lists = [find_shards(patterns, folder, index) for patterns in config.patterns()]
-            self.weights = list(config.lists().values()) or [1.0]
+            self.lists = [find_shards(patterns, folder, index) for patterns in config.lists()]
+            self.weights = list(config.lists().values())
             every = [shard for shards in self.lists for shard in shards]
             plain = [is_local(s.url) and s.url.endswith(".tar") for s in every]
             if config.access == "number" and not all(plain):
@@ -222,10 +216,7 @@ class ShardDataset(TaskDataset):
             chosen = members_of(where, record, modality, members, tuple(self.processors[modality].extensions))
             # The record was made here, and so was its table of files.
             record.files[modality] = tuple(
-                Reference.of(f"{where}.{ending}", None, members[ending])
-                if number is None
-                else Reference.of(f"{where}.{ending}", (number, members[ending]))
-                for ending in chosen
+                Reference(f"{where}.{e}", members[e] if number is None else (number, members[e])) for e in chosen
             )
         return record
 

@@ -9,14 +9,13 @@ import http.client
 import lzma
 import subprocess
 import time
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from chatbridge.common.documents import open_regular
 from chatbridge.datasets.local_shards import TEXTS
-from chatbridge.datasets.shards import Shard, is_local, local_path, scheme_of
+from chatbridge.datasets.shards import Shard, is_local, local_path
 from chatbridge.datasets.tars import COMPRESSED, LARGEST_MEMBER, LARGEST_TEXT, CutOff, members, split_name
 
 READ_ERRORS = (
@@ -24,9 +23,6 @@ READ_ERRORS = (
     http.client.HTTPException,
 )  # fmt: skip
 """What a shard that is gone, cut off, damaged or served badly raises on the way through its decoders."""
-
-HTTP_SECONDS = 60.0
-"""How long a server that sends nothing is waited for."""
 
 SWELLING, FREELY = 200, 1 << 28
 """What a compressed shard may unpack to: so many times its own size, which is asked from so many bytes on."""
@@ -49,14 +45,10 @@ class ShardLost(Exception):
         self.number, self.reason = number, reason
 
 
-class _Stream(Protocol):
-    def read(self, size: int) -> bytes: ...
-
-
 class _Counted:
     """A stream of which the first bytes were read already; `count` is how much was taken from it."""
 
-    def __init__(self, stream: _Stream, first: bytes):
+    def __init__(self, stream: Any, first: bytes = b""):
         self.stream, self._first, self.count = stream, first, 0
 
     def read(self, size: int) -> bytes:
@@ -65,171 +57,106 @@ class _Counted:
         return data
 
 
-class _Unpacked:
-    """What a compressed stream holds. Raises ValueError where it swells as only a bomb does."""
+class _Slices:
+    """A stream read by slices, each behind the one before: what `members` reads headers from.
 
-    def __init__(self, packed: _Counted, kind: str):
-        self.packed, self.count = packed, 0
-        openers = {"gzip": lambda stream: gzip.GzipFile(fileobj=stream), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
-        self.stream: _Stream = openers[kind](packed)
+    Args:
+        packed: the compressed stream that it comes out of, if any: ValueError where that swells as only a bomb does.
+    """
 
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.count += len(data)
-        if self.count > max(FREELY, SWELLING * self.packed.count):
+    def __init__(self, stream: _Counted, packed: _Counted | None):
+        self.stream, self.packed = stream, packed
+
+    def __getitem__(self, part: slice) -> bytes:
+        while self.stream.count < part.start and self._read(part.start):
+            pass
+        pieces = []
+        while self.stream.count < part.stop and (piece := self._read(part.stop)):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _read(self, end: int) -> bytes:
+        data = self.stream.read(min(end - self.stream.count, _PIECE))
+        if self.packed is not None and self.stream.count > max(FREELY, SWELLING * self.packed.count):
             raise ValueError(f"unpacks to more than {SWELLING} times its size; no media do")
         return data
 
 
-class _Forward:
-    """A stream read by slices, each behind the one before: what `members` reads headers from."""
-
-    def __init__(self, stream: _Stream):
-        self.stream, self.at = stream, 0
-
-    def __getitem__(self, part: slice) -> bytes:
-        while self.at < part.start and self._read(part.start - self.at):
-            pass
-        pieces = []
-        while self.at < part.stop and (piece := self._read(part.stop - self.at)):
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def _read(self, size: int) -> bytes:
-        data = self.stream.read(min(size, _PIECE))
-        self.at += len(data)
-        return data
+def _slices(opened: Any) -> _Slices:
+    """The bytes of a tar, unpacked where it is compressed."""
+    begin = opened.read(max(map(len, COMPRESSED)))
+    stream = _Counted(opened, begin)
+    kind = next((kind for mark, kind in COMPRESSED.items() if begin.startswith(mark)), None)
+    if kind is None:
+        return _Slices(stream, None)
+    openers = {"gzip": lambda packed: gzip.GzipFile(fileobj=packed), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+    return _Slices(_Counted(openers[kind](stream)), stream)
 
 
-class _Found(NamedTuple):
-    """A member of a sample: its bytes, None where they are too many to be read; see `Member`.
-
-    `start` and `end` are the bytes of the tar at which its header starts and behind which the next one does.
-    """
-
-    name: str
-    key: str
-    ending: str
-    size: int
-    data: bytes | None
-    start: int
-    end: int
-
-
-def _open(url: str, offset: int) -> tuple[Any, int]:
-    """A stream of a shard and where in it that begins: at `offset` where the place allows it, else at 0."""
-    if is_local(url):
-        stream = open_regular(local_path(url))
-        stream.seek(offset)
-        return stream, offset
-    if offset and scheme_of(url) in ("http", "https"):
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"})
-        answer = urllib.request.urlopen(request, timeout=HTTP_SECONDS)
-        partial = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-        if answer.status == 206 and not partial:
-            answer.close()
-            raise OSError(f"bytes from {offset} on were asked for, the server sends others")
-        return answer, offset if partial else 0
+def _samples(shard: Shard) -> Iterator[dict[str, Any]]:
+    """All samples of a tar: ending -> bytes, and ``__key__``. Raises one of `READ_ERRORS`."""
     from webdataset.gopen import gopen
 
-    return gopen(url), 0
-
-
-def _files(shard: Shard, offset: int) -> Iterator[_Found]:
-    """The members of a tar's samples, from a header at `offset` on where that can be. Raises one of `READ_ERRORS`.
-
-    Of a compressed tar no places are told (0).
-    """
-    opened, first = _open(shard.url, offset)
+    opened = open_regular(local_path(shard.url)) if is_local(shard.url) else gopen(shard.url)
+    sample: dict[str, Any] | None = None
+    count = held = 0
     try:
-        begin = opened.read(max(map(len, COMPRESSED)))
-        counted = _Counted(opened, begin)
-        kind = next((kind for mark, kind in COMPRESSED.items() if not first and begin.startswith(mark)), None)
-        data, key, held = _Forward(_Unpacked(counted, kind) if kind else counted), None, 0
+        data = _slices(opened)
         for member in members(data):
             split = split_name(member.name)
             if split is None:
                 continue
-            held = 0 if split[0] != key else held
             key, ending = split
-            read = None
-            if member.size <= min(LARGEST_MEMBER - held, LARGEST_TEXT if ending in TEXTS else LARGEST_MEMBER):
-                held += member.size
-                read = data[member.start : member.start + member.size]
-                if len(read) < member.size:
-                    raise CutOff(f"is cut off inside '{member.name}'", member.name)
-            start, end = (0, 0) if kind else (first + member.header, first + member.end)
-            yield _Found(member.name, key, ending, member.size, read, start, end)
+            if sample is not None and key != sample["__key__"]:
+                yield sample
+                sample, held, count = None, 0, count + 1
+            sample = sample or {"__key__": key}
+            if member.size > min(LARGEST_MEMBER - held, LARGEST_TEXT if ending in TEXTS else LARGEST_MEMBER):
+                sample[PROBLEM] = f"'{member.name}' has {member.size:,} bytes, too many to be read"
+                continue
+            held += member.size
+            sample[ending] = data[member.start : member.start + member.size]
+            if len(sample[ending]) < member.size:
+                raise CutOff(f"is cut off inside '{member.name}'", member.name)
         opened.close()  # raises for a command that failed
-    except CutOff:
+    except CutOff as cut:
         opened.close()  # a command that failed is why
-        raise
+        if sample is None or cut.name is not None or shard.samples != count + 1:
+            raise
+        # Nothing is missing: a writer that sets no end mark.
     finally:
         with contextlib.suppress(*READ_ERRORS):  # closed in the middle, or already told
             opened.close()
-
-
-def _grouped(shard: Shard, offset: int, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, sample) of a tar: ending -> bytes, ``__key__``, and ``__span__``, its first byte and the one behind it.
-
-    Args:
-        offset: where sample `number` begins; what is given begins there, or with sample 0.
-    """
-    sample: dict[str, Any] | None = None
-    at = number if offset else 0
-    try:
-        for found in _files(shard, offset):
-            if found.start < offset:  # this place can only be read from the beginning
-                at, offset = 0, 0
-            if sample is not None and found.key != sample["__key__"]:
-                yield at, sample
-                at, sample = at + 1, None
-            sample = sample or {"__key__": found.key, "__span__": (found.start, found.end)}
-            if found.data is None:
-                sample[PROBLEM] = f"'{found.name}' has {found.size:,} bytes, too many to be read"
-            else:
-                sample[found.ending] = found.data
-            sample["__span__"] = sample["__span__"][0], found.end
-    except CutOff as cut:
-        if sample is None or cut.name is not None or shard.samples != at + 1:
-            raise
-        # Nothing is missing: a writer that sets no end mark.
     if sample is not None:
-        yield at, sample
-        at += 1
-    if shard.samples is not None and at < shard.samples:
-        raise CutOff(f"ends after {at} samples, its index says {shard.samples}")
+        yield sample
+        count += 1
+    if shard.samples is not None and count < shard.samples:
+        raise CutOff(f"ends after {count} samples, its index says {shard.samples}")
 
 
 def samples(
-    shard: Shard, start: int, retries: int, seconds: float, failed: Callable[[int, str], None], offset: int = 0
+    shard: Shard, start: int, retries: int, seconds: float, failed: Callable[[int, str], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, sample) of a shard from sample number `start` on.
+    """(number, sample) of a shard from sample number `start` on; what lies before is read, too.
 
     Args:
         retries: how often a shard that is not a local file is opened again, without one more sample read, before it
             is given up; seconds: the wait before that, doubled every time.
         failed: told the sample and the reason of every failure after which the shard is opened again.
-        offset: the byte at which sample `start` begins, 0 where it is not known: what lies before it is not fetched
-            again where the server (or file) can be read from there.
 
     Raises:
         ShardLost: when it is given up.
     """
     done, failures = start, 0
     while True:
-        empty = True
         try:
-            for number, sample in _grouped(shard, offset, done):
-                empty = False
+            for number, sample in enumerate(_samples(shard)):
                 if number >= done:
-                    done, offset, failures = number + 1, sample["__span__"][1], 0
+                    done, failures = number + 1, 0
                     yield number, sample
             return
         except READ_ERRORS as error:
             reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
-            if empty:
-                offset = 0  # perhaps it is another file by now
             if is_local(shard.url) or failures >= retries:
                 raise ShardLost(done, reason) from error
             failed(done, reason)

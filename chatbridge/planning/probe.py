@@ -113,7 +113,7 @@ def first_samples(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int 
 
 @dataclass
 class _Item:
-    """A record to come, and the random state with which epoch 0 reads it (`TaskDataset.example`, `SequenceLane`)."""
+    """A record to come, and the random state with which epoch 0 reads it (`TaskDataset.example`, `ShardStream`)."""
 
     name: str
     record: Callable[[], Record]

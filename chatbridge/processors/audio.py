@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of, reading
+from chatbridge.processors.base import PREPROCESS_ON, MediaError, MissingMedia, Source, name_of, reading
 from chatbridge.processors.filter_banks import FULL_SCALE, Clip, FilterBank, RawSounds
 from chatbridge.processors.sampling import pick, split_groups
 from chatbridge.processors.sound_files import SOUNDFILE_EXTENSIONS, read_sound
@@ -44,18 +44,22 @@ class AudioConfig:
         low=0.1,
         high=1e5,
     )
-    finish: str = key(
+    preprocess_on: str = key(
         "worker",
-        choices=("worker", "device"),
+        choices=PREPROCESS_ON,
         help="where the filter banks of training sounds are computed; device: workers hand on the samples, which are "
         "resampled there, too. Evaluation is as with worker",
     )
+    finish: str | None = key(None, choices=PREPROCESS_ON, help="earlier name of preprocess_on")
     compat: str = key(
         "default",
         choices=("default", "original"),
         help="original: a length that is a multiple of frames_per_clip gets an empty clip more, a missing file is "
         "all zeros, a sound under 25 ms is None",
     )
+
+    def __post_init__(self) -> None:
+        self.preprocess_on, self.finish = self.finish or self.preprocess_on, None
 
 
 @PROCESSORS.register("audio", config=AudioConfig)
@@ -80,7 +84,7 @@ class AudioProcessor:
         return (self.config.clips, self.config.frames_per_clip, self.config.mel_bins)
 
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds | None:
-        """float32 [clips, frames, mel]; `rng` given means training, raw with ``finish: device``.
+        """float32 [clips, frames, mel]; `rng` given means training, raw with ``preprocess_on: device``.
 
         Raises:
             MediaError: missing, unreadable or truncated file, no sound track, not one sample, samples that are not
@@ -99,7 +103,7 @@ class AudioProcessor:
                 raw = self.raw(waveform, rate, rng)
             except ValueError as error:
                 raise MediaError(name_of(source), str(error)) from error
-            if raw is None or (rng is not None and self.config.finish == "device"):
+            if raw is None or (rng is not None and self.config.preprocess_on == "device"):
                 return raw
             return raw.finished()[0]
 

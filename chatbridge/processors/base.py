@@ -17,6 +17,9 @@ from chatbridge.common.documents import LFS_REASON, LFS_START, DocumentError, ir
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.contracts import Processor
 
+PREPROCESS_ON = ("worker", "device")
+"""Where what needs no file is done with training media: in the data-loader worker, or on the model's device."""
+
 LONGEST_REASON = 200
 """Characters of a decoder's message that are passed on: some print pages of their insides."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from math import ceil, gcd
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from chatbridge.common.raw import RawMedia
-from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
 from chatbridge.processors.resampling import reach, resample
 
 FRAME_LENGTH_MS = 25
@@ -97,13 +96,11 @@ class RawSounds(RawMedia):
     Attributes:
         samples: [N, T, S], int16, or floats in [-1, 1); zeros behind the end of a clip.
         clips: of each of the N x T.
-        lease: of the memory that the samples are in.
     """
 
     samples: Tensor
     clips: tuple[tuple[Clip, ...], ...]
     bank: FilterBank
-    lease: Lease | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,44 +165,10 @@ class RawSounds(RawMedia):
 
     @classmethod
     def joined(cls, media: Sequence[RawSounds]) -> RawSounds:
-        clips = tuple(medium.clips[0] for medium in media)
-        there = side_by_side([medium.samples for medium in media], media[0].lease)
-        if there is not None:
-            return replace(media[0], samples=there, clips=clips)
         parts = [medium.samples[0] for medium in media]
         if any(part.is_floating_point() for part in parts):
             parts = [part if part.is_floating_point() else part / FULL_SCALE for part in parts]
-        longest = max(part.shape[1] for part in parts)
-        samples, lease = batch_memory((len(parts), len(parts[0]), longest), parts[0].dtype)
+        samples = parts[0].new_zeros(len(parts), len(parts[0]), max(part.shape[1] for part in parts))
         for row, part in zip(samples, parts, strict=True):
             row[:, : part.shape[1]] = part
-            row[:, part.shape[1] :] = 0
-        return cls(samples, clips, media[0].bank, lease)
-
-    def moved(self, modality: str, rows: Rows) -> RawSounds:
-        row = rows.take(modality, self.samples.shape[1:], self.samples.dtype)
-        if row is None or len(row[0]) != self.samples.shape[1]:
-            return self
-        samples, length = row[0], self.samples.shape[2]
-        samples[:, :length] = self.samples[0]
-        samples[:, length:] = 0
-        return replace(self, samples=samples[None], lease=row[1])
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawSounds:
-        samples = self.samples.to(device, non_blocking=non_blocking)
-        return replace(self, samples=samples, lease=self.lease if samples is self.samples else None)
-
-    def pin_memory(self) -> RawSounds:
-        return replace(self, samples=self.samples.pin_memory(), lease=None)
-
-    def __reduce__(self) -> tuple:
-        samples, lease = packed(self.samples, self.lease)
-        clips = [[tuple(clip) for clip in clips] for clips in self.clips]  # as plain values: quicker to pickle
-        return _arrived, (samples, clips, astuple(self.bank), lease)
-
-
-def _arrived(
-    samples: Tensor | Placed, clips: list[list[tuple[int, int, int]]], bank: tuple, lease: Lease | None
-) -> RawSounds:
-    named = tuple(tuple(Clip(*values) for values in one) for one in clips)
-    return RawSounds(unpacked(samples, lease), named, FilterBank(*bank), lease)
+        return cls(samples, tuple(medium.clips[0] for medium in media), media[0].bank)

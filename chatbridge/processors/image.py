@@ -24,8 +24,8 @@ class ImageConfig(PixelConfig):
 class ImageProcessor:
     """Any picture that Pillow reads -> [1, 3, image_size, image_size], normalised.
 
-    Training resizes bilinearly as a float tensor (``finish: device``: in 8 bits), evaluation bicubically in 8 bits,
-    both to a square without keeping the sides' ratio, as the original does (fact sheet 2.5).
+    Training resizes bilinearly as a float tensor (``preprocess_on: device``: in 8 bits), evaluation bicubically in
+    8 bits, both to a square without keeping the sides' ratio, as the original does (fact sheet 2.5).
     """
 
     modality = "image"
@@ -40,7 +40,7 @@ class ImageProcessor:
         return (1, 3, self.config.image_size, self.config.image_size)
 
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
-        """float32 [1, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
+        """float32 [1, 3, H, W]; `rng` given means training, raw with ``preprocess_on: device``. Raises MediaError."""
         with reading(source, "cannot be resized"):
             return self.transform([self.transform.read(source, rng is not None)], rng)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from chatbridge.common.raw import RawMedia
 from chatbridge.common.schema import key
-from chatbridge.common.shared import Lease, Placed, Rows, batch_memory, packed, side_by_side, unpacked
-from chatbridge.processors.base import Source
+from chatbridge.processors.base import PREPROCESS_ON, Source
 from chatbridge.processors.picture_files import MAX_PIXELS, MAX_SIDE, read_rgb
 from chatbridge.processors.time_limit import PICTURE_SECONDS
 
@@ -49,12 +48,13 @@ class PixelConfig:
         help="training JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves both sides this many times image_size or "
         "more; null decodes them whole",
     )
-    finish: str = key(
+    preprocess_on: str = key(
         "worker",
-        choices=("worker", "device"),
+        choices=PREPROCESS_ON,
         help="where training pixels are normalised; device: they are resized in 8 bits and travel so (a quarter of "
         "the bytes), which rounds them once or twice to 1/255. Evaluation is as with worker",
     )
+    finish: str | None = key(None, choices=PREPROCESS_ON, help="earlier name of preprocess_on")
     max_pixels: int = key(
         MAX_PIXELS, help="a picture or frame with more is refused, undecoded", unit="pixels", low=1, high=1 << 31
     )
@@ -67,6 +67,9 @@ class PixelConfig:
         choices=("default", "original"),
         help="original: bilinear without antialias, camera rotation and transparency ignored",
     )
+
+    def __post_init__(self) -> None:
+        self.preprocess_on, self.finish = self.finish or self.preprocess_on, None
 
 
 @dataclass
@@ -86,13 +89,11 @@ class RawPixels(RawMedia):
     Attributes:
         pixels: uint8 [N, T, size, size, 3], as decoders give them.
         mean, std: per colour channel, of values in [0, 1].
-        lease: of the memory that the pixels are in.
     """
 
     pixels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    lease: Lease | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,43 +116,15 @@ class RawPixels(RawMedia):
 
     @classmethod
     def joined(cls, media: Sequence[RawPixels]) -> RawPixels:
-        there = side_by_side([medium.pixels for medium in media], media[0].lease)
-        if there is not None:
-            return replace(media[0], pixels=there)
-        parts = [medium.pixels[0] for medium in media]
-        pixels, lease = batch_memory((len(parts), *parts[0].shape), parts[0].dtype)
-        return replace(media[0], pixels=torch.stack(parts, out=pixels), lease=lease)
-
-    def moved(self, modality: str, rows: Rows) -> RawPixels:
-        row = rows.take(modality, self.pixels.shape[1:], self.pixels.dtype)
-        if row is None or row[0].shape != self.pixels.shape[1:]:
-            return self
-        return RawPixels(row[0].copy_(self.pixels[0])[None], self.mean, self.std, row[1])
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawPixels:
-        pixels = self.pixels.to(device, non_blocking=non_blocking)
-        return replace(self, pixels=pixels, lease=self.lease if pixels is self.pixels else None)
-
-    def pin_memory(self) -> RawPixels:
-        return replace(self, pixels=self.pixels.pin_memory(), lease=None)
-
-    def __reduce__(self) -> tuple:
-        pixels, lease = packed(self.pixels, self.lease)
-        return _arrived, (pixels, self.mean, self.std, lease)
-
-
-def _arrived(
-    pixels: Tensor | Placed, mean: tuple[float, ...], std: tuple[float, ...], lease: Lease | None
-) -> RawPixels:
-    return RawPixels(unpacked(pixels, lease), mean, std, lease)
+        return replace(media[0], pixels=torch.cat([medium.pixels for medium in media]))
 
 
 @dataclass
 class PixelTransform:
     """Resizes, crops and normalises: the training rules when called with a random generator, else those of evaluation.
 
-    Bilinear works on float tensors in [0, 1] (as the original's training does), with ``finish: device`` in 8 bits;
-    bicubic on 8-bit pictures with Pillow (as its inference does).
+    Bilinear works on float tensors in [0, 1] (as the original's training does), with ``preprocess_on: device`` in
+    8 bits; bicubic on 8-bit pictures with Pillow (as its inference does).
     """
 
     config: PixelConfig
@@ -175,7 +148,7 @@ class PixelTransform:
         """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size], or what the device makes that of."""
         size, training = self.config.image_size, rng is not None
         crop = self._draw(rng)
-        if training and self.config.finish == "device":
+        if training and self.config.preprocess_on == "device":
             fitted = [self._fit(self._cut(frame, crop), training, torch.uint8) for frame in frames]
             pixels = (fitted[0] if len(fitted) == 1 else torch.cat(fitted)).permute(0, 2, 3, 1)
             return RawPixels(pixels[None], tuple(self.config.mean), tuple(self.config.std))

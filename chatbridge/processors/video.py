@@ -63,7 +63,7 @@ class VideoProcessor:
         return (self.config.num_frames, 3, self.config.image_size, self.config.image_size)
 
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
-        """float32 [T, 3, H, W]; `rng` given means training, raw with ``finish: device``. Raises MediaError."""
+        """float32 [T, 3, H, W]; `rng` given means training, raw with ``preprocess_on: device``. Raises MediaError."""
         c = self.config
         with reading(source):
             if is_folder(source):

@@ -16,7 +16,7 @@ from chatbridge.contracts import RowsOf
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.held_out import HeldOut
-from chatbridge.datasets.mixture import Mixture, SampleMixture, StepMixture, Stream
+from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
 from chatbridge.processors.base import build_processors
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
@@ -103,7 +103,7 @@ class Assembly:
 
     def mixture(self, steps: int, seed: int) -> Mixture:
         """Which samples each of `steps` batches reads. Weights left out are sizes, in batches or (mixed) samples."""
-        section, streams = self.config.mixture, []
+        section, components = self.config.mixture, []
         for name, dataset in self.datasets.items():
             config, length = dataset.config, dataset.length
             if length is None and config.weight is None:
@@ -113,12 +113,12 @@ class Assembly:
             weight = config.weight
             if weight is None:
                 weight = length if section.mode == "mixed" else max(1, length // config.batch_size)
-            by_lane = dataset.sequential or config.batch_tokens is not None
-            order = None if by_lane else dataset.order(seed)
-            streams.append(Stream(name, length, weight, config.batch_size, order, by_lane))
+            streamed = dataset.sequential or config.batch_tokens is not None
+            order = None if streamed else dataset.order(seed)
+            components.append(Component(name, length, weight, config.batch_size, order, streamed))
         if section.mode == "mixed":
-            return SampleMixture(streams, seed, steps, section.batch_size)
-        return StepMixture(streams, seed, steps, section.mode)
+            return SampleMixture(components, seed, steps, section.batch_size)
+        return StepMixture(components, seed, steps, section.mode)
 
     def batches(self, mixture: Mixture, rank: int, world: int, workers: int, pin: bool) -> BatchStream:
         """Batches of this rank, from the first step or wherever a saved state says.

@@ -108,6 +108,8 @@ def changes(
     for one, other in ((old, new), (new, old)):  # a bare name stands for {name: it}
         for key in [key for key in one if f"{key}.name" in other]:
             one[f"{key}.name"] = one.pop(key)
+    for key in [key for key, value in old.items() if key.endswith(".finish") and value]:  # its earlier name
+        old[key.removesuffix("finish") + "preprocess_on"] = old.pop(key)
     found = {}
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not (_is_free(now, key) or _newer_default(key, old, new)):

@@ -38,14 +38,14 @@ class Resumed:
     Attributes:
         folder: where it is. weights: trainable tensors. trainer: everything else.
         accepted: changes of the configuration since then that the user allows, a line each.
-        accepts_new_lanes: whether streams may begin a new epoch where the number of readers has changed.
+        accepts_new_workers: whether streams may begin a new epoch where the number of workers has changed.
     """
 
     folder: Path
     weights: dict[str, Tensor]
     trainer: dict[str, Any]
     accepted: list[str]
-    accepts_new_lanes: bool
+    accepts_new_workers: bool
 
     @property
     def reading(self) -> list[dict[str, Any]]:
@@ -99,8 +99,8 @@ def find_resumable(config: Config, hashes: Mapping[str, Any], world: int) -> Res
             "%s was written by %d processes, now there are %d: the same samples make up every step, in other parts",
             folder.name, trainer["world"], world,
         )  # fmt: skip
-    lanes = any(name in run.accept_changes for name in ("run.num_workers", "world"))
-    return Resumed(folder, weights, trainer, accepted, lanes)
+    workers = any(name in run.accept_changes for name in ("run.num_workers", "world"))
+    return Resumed(folder, weights, trainer, accepted, workers)
 
 
 Stored = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]

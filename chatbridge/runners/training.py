@@ -158,7 +158,7 @@ class TrainingRunner:
             if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(resumed.trainer["scaler"])
             self.batches.load_state_dict(
-                [state["batches"] for state in resumed.reading], accept_new_lanes=resumed.accepts_new_lanes
+                [state["batches"] for state in resumed.reading], accept_new_workers=resumed.accepts_new_workers
             )
             self.ledger.load_state_dict(resumed.ledger_of(self.rank, self.world))
             self.guard.load_state_dict(resumed.trainer.get("guard") or {})

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from chatbridge.common.config import Config
-from chatbridge.common.shared import DEV_SHM, SHM_SIZE, free_in_dev_shm, room
+from chatbridge.common.shared_memory import DEV_SHM, SHM_SIZE, free_for_batches, free_in_dev_shm
 
 AHEAD = 4
 """Batches of a worker at a time: PyTorch's loader fetches two ahead, one is being written and one is in use."""
@@ -28,7 +28,7 @@ def worker_notes(config: Config, sample_bytes: Mapping[str, int], world: int, gp
     notes, gpus = [], torch.cuda.device_count() if gpus is None else gpus
     workers = getattr(config.run, "num_workers", 0) * min(world, max(1, gpus))
     sizes = [size * max(1, _batch_size(config, config.datasets[name]) // world) for name, size in sample_bytes.items()]
-    needed, (free, where) = workers * AHEAD * max(sizes, default=0), room()
+    needed, (free, where) = workers * AHEAD * max(sizes, default=0), free_for_batches()
     if needed:
         told = f"{workers} workers hold up to {_gb(needed)} of batches in {where}, of which {_gb(free)} are free"
         remedy = SHM_SIZE if where == DEV_SHM else "take fewer run.num_workers, or smaller batches"

@@ -97,7 +97,7 @@ class Subject:
             with one_sample:
                 record = dataset.record(index)
                 label = f"{name}: {record.id}"
-                drops = self._sample(name, where, record, dataset.dice(index, 0))
+                drops = self._sample(name, where, record, dataset.rng(index, 0))
         except ValueError as error:
             drops = [_drop(label, where, error)]
         return Checked(1, int(not drops), drops)

@@ -117,14 +117,14 @@ class Media(Target):
 def _pictures() -> list[dict[str, Any]]:
     small: dict[str, Any] = {"image_size": 32}
     return [
-        small, small, small | {"finish": "device"}, small | {"transform": "crop_flip", "reducing_gap": 2.0},
+        small, small, small | {"preprocess_on": "device"}, small | {"transform": "crop_flip", "reducing_gap": 2.0},
         small | {"transform": "crop_flip", "train_resize": "bicubic"}, small | {"compat": "original"},
     ]  # fmt: skip
 
 
 def _sounds() -> list[dict[str, Any]]:
     small: dict[str, Any] = {"frames_per_clip": 64}
-    return [small, small, small | {"finish": "device"}, small | {"channel": "mean", "clips": 2}]
+    return [small, small, small | {"preprocess_on": "device"}, small | {"channel": "mean", "clips": 2}]
 
 
 def _loaded(processor: Any, source: Source, rng: random.Random | None) -> None:

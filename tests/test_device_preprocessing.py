@@ -1,4 +1,4 @@
-"""Media that the model's device finishes: how far they are from those that workers finish, and how they travel."""
+"""Media that the model's device preprocesses: how far they are from what workers make of them, and how they travel."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def noise(height: int, width: int, strength: int = 255, seed: int = 0) -> Blob:
 
 
 def both(config, kind=ImageProcessor) -> tuple[Processor, Processor]:
-    """The processor with either way of finishing."""
-    return kind(replace(config, finish="worker")), kind(replace(config, finish="device"))
+    """The processor with either place of preprocessing."""
+    return kind(replace(config, preprocess_on="worker")), kind(replace(config, preprocess_on="device"))
 
 
 @pytest.mark.parametrize("transform", ["squash", "crop_flip"])
@@ -133,7 +133,7 @@ def test_a_clip_carries_its_own_samples_only(tmp_path):
 
 def test_media_that_differ_are_finished_before_they_share_a_batch():
     worker, device = both(ImageConfig(image_size=8))
-    other = ImageProcessor(ImageConfig(image_size=8, finish="device", mean=[0.5] * 3, std=[0.5] * 3))
+    other = ImageProcessor(ImageConfig(image_size=8, preprocess_on="device", mean=[0.5] * 3, std=[0.5] * 3))
     media = [p.load(noise(8, 8), random.Random(0)) for p in (device, device, other, worker)]
     assert isinstance(stack_media(media[:2]), RawMedia)
     for mixed in (media[1:3], media[2:]):
@@ -166,17 +166,22 @@ def test_half_precision_regions_do_not_reach_the_filter_banks(tmp_path):
         assert torch.equal(raw.finished(), outside)
 
 
+@pytest.mark.parametrize("config", [ImageConfig, VideoConfig, AudioConfig])
+def test_the_earlier_name_of_the_key(config):
+    assert config(finish="device") == config(preprocess_on="device") != config()
+
+
 def test_a_run_learns_the_same_either_way(tmp_path):
     """Through YAML, workers, the loop and the bridges: the losses agree to what rounding makes of them."""
     losses = {}
-    for finish in ("worker", "device"):
+    for place in ("worker", "device"):
         tree = make_config(tmp_path, max_steps=6, num_workers=1)
         for name in ("image", "audio"):
-            tree["processors"][name]["finish"] = finish
-        output = tmp_path / finish
+            tree["processors"][name]["preprocess_on" if name == "image" else "finish"] = place
+        output = tmp_path / place
         options = ["--options", f"run.output_dir={output}"]
         assert train.main(["--cfg-path", str(write_yaml(tmp_path, tree)), *options]) == 0
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        losses[finish] = torch.tensor([row["loss"] for row in rows if "loss" in row])
+        losses[place] = torch.tensor([row["loss"] for row in rows if "loss" in row])
     assert len(losses["device"]) == 6
     torch.testing.assert_close(losses["device"], losses["worker"], atol=2e-3, rtol=0)
