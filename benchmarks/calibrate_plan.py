@@ -9,8 +9,7 @@ others: memory and time are those of a single process without communication. Mem
 the driver's context); on the CPU, where there is none, the bytes of all tensors alive. The share of the peak that the
 steps reach is printed: give it to ``train.py --plan --utilisation``. Needs neither weights nor data.
 
-`--simulate` runs the steps on tensors without content and counts the bytes alive. What GPU kernels take for themselves
-and what the allocator loses is not in it; dropout is left out, for which the CPU has no fused attention.
+`--simulate` runs no step: it compares what few layers tell with a simulation of all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import torch
 from torch import nn
 
 from chatbridge import register_all
-from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.config import load_config
 from chatbridge.common.devices import DEVICES, Device, device, device_of
 from chatbridge.common.optim import build_optimizers
@@ -43,19 +42,20 @@ from chatbridge.models import (
     EvaVitConfig,
     QFormerConfig,
 )
-from chatbridge.planning.flops import batch_work
-from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
+from chatbridge.planning.batches import BatchShape, MediaBatch
 from chatbridge.planning.inventory import inventory, meta_model
-from chatbridge.planning.measure import LiveBytes, as_fake, fake_loss
-from chatbridge.planning.memory import resident, step_memory
 from chatbridge.planning.plan import plan, planned_precision
+from chatbridge.planning.recorder import Recorder
 from chatbridge.planning.report import table
 from chatbridge.planning.result import PlanOptions
-from chatbridge.planning.sharding import Sharding
+from chatbridge.planning.steps import AMP_DTYPES, Simulator, made_up
 from chatbridge.planning.throughput import seconds
 from chatbridge.runners import TrainingConfig
 
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.25
+
+RUN = TrainingConfig(output_dir="", init_lr=1e-5)
+"""The optimiser's settings."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=8, help="timed steps, after two that are not (default: %(default)s)"
     )
-    parser.add_argument("--simulate", action="store_true", help="count bytes on tensors without content, time nothing")
+    parser.add_argument("--simulate", action="store_true", help="compare with a simulation of all layers instead")
     parser.add_argument("--out", type=Path, help="write the results there, too, as JSON")
     return parser.parse_args(argv)
 
@@ -97,19 +97,37 @@ def main(argv: list[str] | None = None) -> int:
     """0 when every prediction holds (on a GPU; elsewhere times mean little and are not judged), else 1."""
     args = parse_args(argv)
     register_all()
-    where = "cuda" if torch.cuda.is_available() and not args.simulate else "cpu"
-    if args.simulate:
-        where = "meta"
+    where = "meta" if args.simulate else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, amp, shapes = _tiny(where) if args.tiny else _from_config(args, where)
+        build, amp, shapes = _tiny() if args.tiny else _from_config(args)
         planned = Device("no device", 0.0, 0.0, 0.0, 0.0) if args.simulate else _device(args, where)
+        empty = build("meta")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    always = float(inventory(empty).parameter_bytes + inventory(empty).buffer_bytes)
+    optimisers = build_optimizers(empty.named_parameters(), RUN)
+    few = Simulator(empty, amp=amp)
+    update = few.update(optimisers)
+    always += update.state
     if args.simulate:
-        rows = simulate(model, shapes, amp)
+        model = Simulator(build("meta"), amp=amp, short=False)
     else:
-        rows = [run(name, model, shape, amp, planned, args.steps) for name, shape in shapes.items()]
+        model = build(where)
+    rows = []
+    for name, shape in shapes.items():
+        step, work = few.step(shape), few.work(shape)
+        peak = always + max(*step.peaks.values(), step.left + update.temporary)
+        flops, full = sum(w.total for w in work.values()), 0.0
+        if args.simulate:
+            whole = model.step(shape)
+            measured, taken = always + max(*whole.peaks.values(), whole.left + update.temporary), 0.0
+        else:
+            measured, taken = run(model, shape, amp, args.steps)
+            full = seconds(work, replace(planned, utilisation=1.0))
+        guess = full / planned.utilisation if full else 0.0
+        share = full / taken if taken else 0.0
+        rows.append(Row(name, shape.samples, shape.length, peak, measured, flops, guess, taken, share))
     print(_report(rows, planned, where))
     if args.out:
         result = {"device": asdict(planned), "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
@@ -117,16 +135,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(_holds(row, where) for row in rows) else 1
 
 
-def run(name: str, model: ChatBridge, shape: BatchShape, amp: str | None, planned: Device, steps: int) -> Row:
-    """Train a few steps on one batch, and compare with the plan of it."""
+def run(model: ChatBridge, shape: BatchShape, amp: str | None, steps: int) -> tuple[int, float]:
+    """Train a few steps on one batch: (bytes at the worst moment, median seconds of a step)."""
     where = model.device
-    geometry = Geometry(model, amp)
-    always = resident(inventory(model), geometry, Sharding())
-    optimisers = build_optimizers(model.named_parameters(), TrainingConfig(output_dir="", init_lr=1e-5))
+    optimisers = build_optimizers(model.named_parameters(), RUN)
     _make_states(model, optimisers)
-    batch = made_up(model, shape).to(where)
+    rows = {m: model.rows[m]((one.steps, *one.step_shape)) for m, one in shape.media.items()}
+    batch = made_up(shape, rows).to(where)
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16" and where.type == "cuda")
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
+    kind = AMP_DTYPES.get(amp)
     context = torch.autocast(where.type, kind) if kind else contextlib.nullcontext()
 
     def step() -> None:
@@ -140,39 +157,7 @@ def run(name: str, model: ChatBridge, shape: BatchShape, amp: str | None, planne
         scaler.update()
 
     measured, times = _watch(step, model, optimisers, batch, steps)
-    work = batch_work(geometry, shape)
-    predicted = always.always + step_memory(geometry, shape, always, Sharding()).peak
-    full = seconds(work, replace(planned, utilisation=1.0))
-    taken = statistics.median(times)
-    flops = sum(w.total for w in work.values())
-    guess = seconds(work, planned)
-    return Row(name, shape.samples, shape.length, predicted, measured, flops, guess, taken, full / taken)
-
-
-def simulate(model: ChatBridge, shapes: dict[str, BatchShape], amp: str | None) -> list[Row]:
-    """Two steps of each batch on tensors without content: the second has the optimiser's state."""
-    count = inventory(model)
-    mode = as_fake(model)
-    geometry = Geometry(model, amp)
-    always = resident(count, geometry, Sharding())
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
-    rows = []
-    for name, shape in shapes.items():
-        with mode:
-            (optimiser,) = build_optimizers(model.named_parameters(), TrainingConfig(output_dir="", init_lr=1e-5))
-            _make_states(model, [optimiser])
-            states = [t for s in optimiser.state.values() for t in s.values()]
-            with LiveBytes([*model.parameters(), *model.buffers(), *states]) as live:
-                with torch.autocast("cpu", kind) if kind else contextlib.nullcontext():
-                    loss = fake_loss(model, shape)
-                loss.backward()
-                del loss
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-        predicted = always.always + step_memory(geometry, shape, always, Sharding()).peak
-        flops = sum(w.total for w in batch_work(geometry, shape).values())
-        rows.append(Row(name, shape.samples, shape.length, predicted, live.peak, flops, 0.0, 0.0, 0.0))
-    return rows
+    return measured, statistics.median(times)
 
 
 def _watch(
@@ -195,9 +180,10 @@ def _watch(
     if cuda:
         return torch.cuda.max_memory_allocated(), times
     states = [t for o in optimisers for s in o.state.values() for t in s.values()]
-    with LiveBytes([*model.parameters(), *model.buffers(), *states, *batch.media.values()]) as live:
+    there = [*model.parameters(), *model.buffers(), *states, *batch.media.values()]
+    with Recorder(model, known=there) as live:
         step()
-    return live.peak, times
+    return live.peak + sum(tensor.nbytes for tensor in there), times
 
 
 def _make_states(model: nn.Module, optimisers: list) -> None:
@@ -210,26 +196,11 @@ def _make_states(model: nn.Module, optimisers: list) -> None:
         optimiser.zero_grad(set_to_none=True)
 
 
-def made_up(model: ChatBridge, shape: BatchShape) -> MultimodalBatch:
-    """A batch of that shape: media first, then text, whose last positions are supervised; the first row is padded."""
-    count, length = round(shape.samples), round(shape.length)
-    ids = torch.randint(3, model.llm.vocab_size, (count, length))
-    labels, slots, mask = torch.full_like(ids, IGNORE), torch.full_like(ids, TEXT), torch.ones_like(ids)
-    place, media = 1, {}
-    for index, modality in enumerate(sorted(shape.media)):
-        given = shape.media[modality]
-        each = max(1, round(given.count / count))
-        width = each * model.rows[modality]((given.steps, *given.step_shape))
-        slots[:, place : place + width] = index
-        place += width
-        media[modality] = torch.randn(count * each, given.steps, *given.step_shape)
-    supervised = min(length - place, max(1, round(shape.supervised / count)))
-    labels[:, length - supervised :] = ids[:, length - supervised :]
-    mask[0, -1], labels[0, -1] = 0, IGNORE
-    return MultimodalBatch([str(i) for i in range(count)], ids, mask, labels, slots, media)
+Build = Callable[[str], ChatBridge]
+"""Device -> the model there, in training."""
 
 
-def _from_config(args: argparse.Namespace, where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
+def _from_config(args: argparse.Namespace) -> tuple[Build, str | None, dict[str, BatchShape]]:
     options = PlanOptions(gpus=args.gpus, llm=args.llm, probe=0, samples=0)
     found = plan(args.cfg_path, options, args.options)
     if not found.datasets:
@@ -246,22 +217,29 @@ def _from_config(args: argparse.Namespace, where: str) -> tuple[ChatBridge, str 
     config.model.weights = []
     for bridge in config.model.bridges.values():
         bridge.encoder = replace(bridge.encoder, weights=None)
-        if args.simulate:
-            bridge.perceiver = replace(bridge.perceiver, dropout=0.0)
-    model, _ = meta_model(config.model, args.llm, where)
-    return model.train(), planned_precision(config.run.amp), shapes
+    return lambda where: meta_model(config.model, args.llm, where)[0].train(), planned_precision(config.run.amp), shapes
 
 
-def _tiny(where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
+def _tiny() -> tuple[Build, str | None, dict[str, BatchShape]]:
+    pixels, bank = (3, 56, 56), (128, 64)
+    shapes = {
+        "image": BatchShape(8, 41, 8 * 30, {"image": MediaBatch(8, 1, pixels)}),
+        "video": BatchShape(4, 61, 4 * 40, {"video": MediaBatch(4, 4, pixels)}),
+        "audio": BatchShape(8, 41, 8 * 30, {"audio": MediaBatch(8, 2, bank)}),
+    }
+    return _tiny_model, "bf16", shapes
+
+
+def _tiny_model(where: str) -> ChatBridge:
     torch.manual_seed(0)
     settings = {
-        "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 4,
+        "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 6,
         "num_attention_heads": 4, "intermediate_size": 688, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     with torch.device(where):
         llm = CausalLM.from_config(settings, "bfloat16")
         llm = CausalLM(CausalLMConfig(path="", dtype="bfloat16"), llm.model)
-        eva = EvaVitConfig(image_size=56, width=128, depth=2, heads=4, dtype="bfloat16")
+        eva = EvaVitConfig(image_size=56, width=128, depth=5, heads=4, dtype="bfloat16")
         beats = BeatsConfig(
             patch_width=32, width=64, depth=2, heads=4, ffn_width=128, conv_pos=16, conv_pos_groups=4, dtype="bfloat16"
         )
@@ -270,14 +248,7 @@ def _tiny(where: str) -> tuple[ChatBridge, str | None, dict[str, BatchShape]]:
             "vision": BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver),
             "audio": BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver),
         }
-        model = ChatBridge(ChatBridgeConfig(llm=None, bridges=bridges), llm=llm)
-    pixels, bank = (3, 56, 56), (128, 64)
-    shapes = {
-        "image": BatchShape(8, 41, 8 * 30, {"image": MediaBatch(8, 1, pixels)}),
-        "video": BatchShape(4, 61, 4 * 40, {"video": MediaBatch(4, 4, pixels)}),
-        "audio": BatchShape(8, 41, 8 * 30, {"audio": MediaBatch(8, 2, bank)}),
-    }
-    return model.train(), "bf16", shapes
+        return ChatBridge(ChatBridgeConfig(llm=None, bridges=bridges), llm=llm).train()
 
 
 def _device(args: argparse.Namespace, where: str) -> Device:

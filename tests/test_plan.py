@@ -13,9 +13,9 @@ from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.devices import device
 from chatbridge.planning import PlanOptions, plan
-from chatbridge.planning.flops import Work
+from chatbridge.planning.costs import CONTEXT_BYTES
 from chatbridge.planning.inventory import inventory, meta_model
-from chatbridge.planning.memory import CONTEXT_BYTES
+from chatbridge.planning.steps import Work
 from chatbridge.planning.throughput import seconds
 from chatbridge.runners.assembly import Assembly
 from tests import tiny
@@ -65,21 +65,23 @@ def test_stage_1_of_the_published_run(run_plan):
     assert told["model"]["parameters"] == 14_202_292_080
     parts = {(p["component"], p["dtype"]): p for p in told["model"]["parts"]}
     assert parts["llm", "float16"]["numbers"] == 13_015_874_560
-    assert parts["bridges.vision.projector.qformer", "float32"]["numbers"] == 105_137_664
+    assert parts["bridges.vision.projector", "float32"]["numbers"] == 105_137_664 + 32 * 768 + 3_937_280
     assert parts["bridges.audio.adapter", "float32"]["numbers"] == 1_082_752
-    assert parts["bridges.vision.projector.projection", "float32"]["numbers"] == 3_937_280
     assert told["memory"]["always"]["weights"] == told["model"]["parameter_bytes"]
     assert told["memory"]["always"]["optimiser"] == 2 * 4 * 110_206_848
     assert told["steps"]["laion"]["share"] == pytest.approx(200 / 220)
     assert told["steps"]["webvid"]["expected"]["media"]["video"]["steps"] == 4
     assert told["steps"]["freesound"]["expected"]["media"]["audio"]["steps"] == 2
-    encoder = told["steps"]["laion"]["flops_per_rank"]["vision encoder"]
-    assert encoder == {"forward": 32 * 520_719_260_160.0, "backward": 0.0, "half": True}
-    # 13 billion weights but for the embeddings and the head, twice, for 65 positions, and back through activations.
-    body = 40 * (4 * 5120 * 5120 + 3 * 5120 * 13824)
-    language = told["steps"]["laion"]["flops_per_rank"]["language model"]
-    assert language["forward"] == 32 * 65 * (2 * body + 4 * 65 * 5120 * 40)
-    assert language["backward"] == 32 * 65 * (2 * body + 8 * 65 * 5120 * 40)
+    work = told["steps"]["laion"]["flops_per_rank"]
+    # 39 blocks of width 1408 over 257 tokens, and the patches.
+    block = 8 * 257 * 1408**2 + 4 * 257 * 1408 * 6144 + 4 * 257**2 * 1408
+    assert work["bridges.vision.encoder"]["forward"] == 32 * (39 * block + 2 * 256 * 1408 * 3 * 14**2)
+    assert work["bridges.vision.encoder"]["backward"] == 0
+    # 13 billion weights but for the embeddings, twice, for 65 positions (the head's for 32, one padded).
+    body, scores = 40 * (4 * 5120 * 5120 + 3 * 5120 * 13824), 65 * 5120 * 40
+    head = (32 * 32 - 1) * 2 * 5120 * 32_001
+    assert work["llm"]["forward"] == pytest.approx(32 * 65 * (2 * body + 4 * scores) + head, rel=1e-6)
+    assert work["llm"]["backward"] == pytest.approx(32 * 65 * (2 * body + 10 * scores) + head, rel=1e-6)
     assert told["throughput"]["steps"] == 200_000
 
 
@@ -227,14 +229,14 @@ def test_gradients_of_earlier_batches_stay_while_accumulating(tree, run_plan):
     once = run_plan(tree)[1]
     tree["run"]["accum_grad_iters"] = 2
     twice = run_plan(tree)[1]
-    more = [t["memory"]["steps"]["images"]["backward"] for t in (once, twice)]
+    more = [t["memory"]["steps"]["images"]["moments"]["loss"] for t in (once, twice)]
     assert more[1] - more[0] == once["memory"]["always"]["gradients"]
     assert twice["throughput"]["step_seconds"] == pytest.approx(2 * once["throughput"]["step_seconds"])
     assert twice["throughput"]["samples_per_second"] == pytest.approx(once["throughput"]["samples_per_second"])
 
 
 def test_seconds_follow_peak_and_utilisation():
-    work = {"a": Work(1e12, 2e12, True), "b": Work(1e12, 0.0, False)}
+    work = {"a": Work(1e12, 2e12), "b": Work(1e12, 0.0, single=1e12)}
     given = device("h100", tflops=100, utilisation=0.5)
     assert seconds(work, given) == pytest.approx((3 / 100 + 1 / 67) / 0.5)
     assert seconds(work, replace(given, utilisation=1.0)) == pytest.approx(3 / 100 + 1 / 67)

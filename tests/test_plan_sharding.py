@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chatbridge.models import CausalLM, CausalLMConfig
-from chatbridge.planning.geometry import Geometry
+from chatbridge.planning.costs import resident, step_memory
 from chatbridge.planning.inventory import inventory
-from chatbridge.planning.measure import LiveBytes
-from chatbridge.planning.memory import resident, step_memory
+from chatbridge.planning.recorder import Recorder
 from chatbridge.planning.sharding import Sharding, language_shards
+from chatbridge.planning.steps import Simulator, made_up
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import Strategy, no_reduction
-from tests.test_plan_costs import batch, model
+from tests.test_plan_steps import model, on_meta, rows_of, shape_of
 
 WORLD = 2
 
@@ -166,7 +166,7 @@ def alive_case(settings, rank, monkeypatch):
     amp, accumulate = settings.pop("amp", False), settings.pop("accumulate", 1)
     strategy, made = sharded(model(**settings), rank)
     wrapped = strategy.wrap(made)
-    given = batch()[0]
+    given = made_up(shape_of(), rows_of(made, shape_of()))
     optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], foreach=True)
 
     def step():
@@ -186,16 +186,12 @@ def alive_case(settings, rank, monkeypatch):
     local = [p.to_local() if isinstance(p, DTensor) else p for p in made.parameters()]
     there = [*local, *made.buffers(), *states, *given.media.values(), *buckets, *gathered_tensors(made)]
     bucketed = sum({g.untyped_storage()._cdata: g.untyped_storage().nbytes() for g in buckets}.values())
-    with monkeypatch.context() as patches, LiveBytes(there) as live:
-
-        def resized(size):
-            live.now += size
-            live.peak = max(live.peak, live.now)
-
-        Gathering(patches, resized)
+    with monkeypatch.context() as patches, Recorder(made, known=there) as live:
+        Gathering(patches, live.add)
         optimiser.zero_grad(set_to_none=True)
         step()
-    return {"kept": kept_bytes(made), "buckets": bucketed, "peak": live.peak}
+    held = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in there}.values())
+    return {"kept": kept_bytes(made), "buckets": bucketed, "peak": held + live.peak}
 
 
 def work(rank, folder):
@@ -234,10 +230,14 @@ def test_kept_and_gathered_bytes_are_exact(ranks, case):
 def test_bytes_alive_under_fsdp(ranks, case):
     settings = dict(ALIVE[case])
     amp, accumulate = "bf16" if settings.pop("amp", False) else None, settings.pop("accumulate", 1)
-    made = model(**settings)
-    geometry, sharding = Geometry(made, amp, every_branch=True), Sharding("fsdp", WORLD, accumulate)
-    always = resident(inventory(made), geometry, sharding)
-    predicted = always.always + step_memory(geometry, batch()[1], always, sharding).peak
+    made, sharding = on_meta(**settings), Sharding("fsdp", WORLD, accumulate)
+    shards, count = language_shards(made.llm), inventory(made)
+    optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad])
+    simulator = Simulator(made, amp=amp, world=WORLD)
+    update = simulator.update([optimiser])
+    always = resident(count, shards, sharding, update.state)
+    step = simulator.step(shape_of(), held=accumulate > 1)
+    predicted = always.always + step_memory(step, shards, sharding, update).peak
     for told in (rank["alive"][case] for rank in ranks):
         assert told["kept"] == always.weights
         assert told["buckets"] == always.buckets

@@ -27,7 +27,7 @@ def write_heat_maps(folder) -> str:
     return str(folder / "list.json")
 
 
-def test_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path):
+def test_plan_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path, run_plan):
     maps = tmp_path / "maps"
     data = {"annotations": write_heat_maps(maps), "media": {"thermal": str(maps)}, "batch_size": 6}
     tree = tiny.make_config(tmp_path, "instruction", max_steps=200, init_lr=5e-3, log_every=50)
@@ -41,6 +41,8 @@ def test_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path):
         "heat": {"modalities": ["thermal"], "encoder": {"name": "thermal_patches"}, "perceiver": perceiver}
     }
     tree["model"]["bridges"]["heat"]["projection_scale"] = "auto"
+    status, told = run_plan(tree)
+    assert status == 0 and told["steps"]["heat"]["flops_per_rank"]["bridges.heat.encoder"]["forward"] > 0
     assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
     folder = find_latest(tmp_path / "output")
     assert any(name.startswith("bridges.heat.") for name in load_weights(folder))

@@ -1,4 +1,4 @@
-"""Parts from outside the package: each is trained, saved, resumed, asked and talked to, no line inside changed."""
+"""Parts from outside the package, no line inside changed: trained, saved, resumed, planned, asked and talked to."""
 
 from __future__ import annotations
 
@@ -117,3 +117,15 @@ def test_a_checkpoint_without_what_it_learnt_is_refused(trained):
     del state[LEARN[part]]
     with pytest.raises(WeightsError, match=r"missing \(1\): " + LEARN[part]):
         model.load_trainable(state, "it")
+
+
+def test_it_is_planned(trained, capsys):
+    """The plan runs the very parts: what learns is counted to the number, and text leaves as much room as in a run."""
+    part, folder, tree = trained
+    assert run(folder, tree, "--plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    saved = load_weights(find_latest(folder / "output"))
+    assert sum(p["numbers"] for p in plan["model"]["parts"] if p["trainable"]) == sum(t.numel() for t in saved.values())
+    shown = plan["data"]["datasets.chats"]["samples"][0]
+    rows = {"projector": 3, "gridless encoder": 5, "language model with LoRA": 4}[part]
+    assert f"<image x{rows}> and audio: <audio x4>" in shown["text"]

@@ -1,21 +1,64 @@
-"""The batches that a run's datasets will give each GPU: their shapes, at worst and as expected."""
+"""The batches that a run's datasets will give each GPU: their shapes, at worst and as expected.
+
+Shape letters as in `chatbridge.common.batch`.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from chatbridge.common.batch import MIXED
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.packing import TokenBudget, first_fit
-from chatbridge.planning.geometry import BatchShape, Geometry, MediaBatch
 from chatbridge.planning.probe import Probe
 from chatbridge.tasks.base import Task
 
 TRIALS = 64
 """Batches that are put together, by length alone, to learn how packing and budgets work out."""
+
+SIGMAS = 5.0
+"""Deviations above its mean at which a dataset's part of a mixed batch is taken at worst: more come up in less than one
+batch of a million."""
+
+
+@dataclass(frozen=True)
+class MediaBatch:
+    """Media of one modality in one rank's batch: `count` of them (N), of `steps` frames or clips (T) each."""
+
+    count: float
+    steps: int
+    step_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """One rank's batch.
+
+    Attributes:
+        samples: how many there are in it. length: of a row, L, BOS and padding included.
+        supervised: positions with loss in the whole batch, K.
+        media: by modality.
+        rows: B; None gives each sample a row of its own, packed batches have fewer.
+    """
+
+    samples: float
+    length: float
+    supervised: float
+    media: Mapping[str, MediaBatch]
+    rows: float | None = None
+
+    @property
+    def positions(self) -> float:
+        """B * L."""
+        return (self.samples if self.rows is None else self.rows) * self.length
+
+    def __hash__(self) -> int:
+        return hash((self.samples, self.length, self.supervised, self.rows, *sorted(self.media.items(), key=str)))
 
 
 @dataclass(frozen=True)
@@ -25,8 +68,9 @@ class PlannedDataset:
     Attributes:
         name: of the dataset, or `MIXED`. kind: its task kinds, as written.
         share: of the steps that read it (1 for all together). batch_size: samples over all ranks.
-        worst: the batch whose longest sample is at the task's limit and all of whose text is supervised.
-        expected: what the probe measured; `worst` where there was nothing to probe.
+        worst: batches that can come up, one of which takes the most memory: samples are as long as the task allows or,
+            where a budget holds more of them then, as short as they come; all text is supervised.
+        expected: what the probe measured; the first of `worst` where there was nothing to probe.
         measured: whether there was.
     """
 
@@ -34,116 +78,168 @@ class PlannedDataset:
     kind: str
     share: float
     batch_size: int
-    worst: BatchShape
+    worst: list[BatchShape]
     expected: BatchShape
     measured: bool
 
 
 @dataclass(frozen=True)
-class SampleSizes:
+class Samples:
     """What is known of a dataset's samples, or taken at worst.
 
     Attributes:
+        kind: its task kinds, as written. share: of the mixture. measured: whether there was something to probe.
         limit: positions of the longest sample there can be, BOS included; text: of them, those that may have loss.
         lengths: of the samples looked at, BOS included; the limit alone where there were none.
         labels: supervised positions of a sample, on average.
-        media, most: modality -> media of a sample, on average and at most.
+        media, most: modality -> media of a sample, on average and at most; shapes: of one, [T, ...].
     """
 
+    kind: str
+    share: float
+    measured: bool
     limit: int
     text: int
     lengths: Sequence[int]
     labels: float
     media: Mapping[str, float]
     most: Mapping[str, float]
+    shapes: Mapping[str, tuple[int, ...]]
 
-    @property
-    def mean(self) -> float:
-        return sum(self.lengths) / len(self.lengths)
+    def batch(
+        self, samples: float, length: float, supervised: float, media: Mapping[str, float], rows: float | None = None
+    ) -> BatchShape:
+        found = {m: MediaBatch(samples * n, self.shapes[m][0], self.shapes[m][1:]) for m, n in media.items()}
+        return BatchShape(samples, length, supervised, found, rows)
 
 
-def planned_dataset(
-    name: str, config: Any, share: float, world: int, task: Task, processors: Mapping[str, Any], geometry: Geometry,
-    probe: Probe | None, bos: int = 1,
-) -> PlannedDataset:  # fmt: skip
-    """The shapes of one dataset's batches.
+def describe_samples(
+    config: Any, share: float, task: Task, processors: Mapping[str, Any], known: Mapping[str, Any],
+    rows: Callable[[str, tuple[int, ...]], int], probe: Probe | None, bos: int = 1,
+) -> Samples:  # fmt: skip
+    """What is known of one dataset's samples.
 
     Args:
-        config: the dataset's configuration; share: of the mixture's steps; world: processes.
-        processors: modality -> processor, the dataset's own included.
-        probe: what its first look found, if it could have one. bos: 1 where samples begin with BOS, else 0.
+        config: the dataset's configuration. share: of the mixture.
+        processors: modality -> processor, the dataset's own included. known: the model's modalities.
+        rows: modality, shape of a medium -> the rows that it becomes.
+        probe: what a first look found, if there could be one. bos: 1 where samples begin with BOS, else 0.
 
     Raises:
         ValueError: a kind, modality or shape that nothing here serves.
     """
-    sizes = sample_sizes(config, task, geometry, probe, bos)
-    per_rank = max(1, config.batch_size // world)
-    budget = None if config.batch_tokens is None else max(1, config.batch_tokens // world)
-    counts, rows, length = _expected(sizes, per_rank, budget, config.pack)
-    media = media_batches(sizes.media, counts, processors, geometry)
-    expected = BatchShape(counts, length, counts * sizes.labels, media, rows)
-    counts, rows, length, supervised = _worst(sizes, per_rank, budget, config.pack)
-    worst = BatchShape(counts, length, supervised, media_batches(sizes.most, counts, processors, geometry), rows)
-    measured = probe is not None and bool(probe.lengths)
-    return PlannedDataset(name, config.kind, share, config.batch_size, worst, expected, measured)
-
-
-def sample_sizes(config: Any, task: Task, geometry: Geometry, probe: Probe | None, bos: int) -> SampleSizes:
-    """What is known of one dataset's samples. Arguments and errors as for `planned_dataset`."""
-    kinds = TaskKind.parse_all(config.kind, geometry.model.rows)
+    kinds = TaskKind.parse_all(config.kind, known)
     most = {m: 1.0 for kind in kinds for m in kind.modalities}
     mean = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in most}
-    if probe is not None and probe.lengths:
+    measured = probe is not None and bool(probe.lengths)
+    if measured:
         most = {m: float(max(counts)) for m, counts in probe.media.items()}
         mean = {m: sum(counts) / len(counts) for m, counts in probe.media.items()}
-    rows = int(sum(count * geometry.bridge(m).queries for m, count in most.items()))
-    text = task.max_txt_len if task.budget == "text" else max(1, task.max_txt_len - rows)
-    limit = rows + text + bos
-    if probe is None or not probe.lengths:
-        return SampleSizes(limit, text, [limit], text, mean, most)
-    lengths = [length + bos for length in probe.lengths]
-    return SampleSizes(limit, text, lengths, sum(probe.labels) / len(probe.labels), mean, most)
+    lacking = [modality for modality in most if modality not in processors]
+    if lacking:
+        raise ValueError(f"kind shows '{lacking[0]}', which needs a processor under processors")
+    shapes = {m: tuple(processors[m].shape) for m in most}
+    shown = int(sum(count * rows(m, shapes[m]) for m, count in most.items()))
+    text = task.max_txt_len if task.budget == "text" else max(1, task.max_txt_len - shown)
+    limit = shown + text + bos
+    lengths, labels = [limit], float(text)
+    if measured:
+        lengths, labels = [length + bos for length in probe.lengths], sum(probe.labels) / len(probe.labels)
+    return Samples(config.kind, share, measured, limit, text, lengths, labels, mean, most, shapes)
 
 
-def _expected(
-    sizes: SampleSizes, samples: int, budget: int | None, pack: int | None
-) -> tuple[float, float | None, float]:
-    """(samples, rows, length of a row) of one rank's batch, on average.
+def planned_dataset(name: str, config: Any, known: Samples, world: int, parts: int = 1) -> PlannedDataset:
+    """The shapes of one dataset's batches over `world` processes, each batch cut into so many parts."""
+    size = max(1, config.batch_size // parts)
+    samples = max(1, size // world)
+    budget = None if config.batch_tokens is None else max(1, config.batch_tokens // parts // world)
+    worst = _worst(known, samples, budget, config.pack)
+    expected = _expected(known, samples, budget, config.pack) if known.measured else worst[0]
+    return PlannedDataset(name, config.kind, known.share, size, worst, expected, known.measured)
+
+
+def _expected(known: Samples, samples: int, budget: int | None, pack: int | None) -> BatchShape:
+    """One rank's batch, on average.
 
     Rows of one sample each are as long as the longest of so many draws; rows that are packed, or as many as a budget
     holds, are put together here by the rules that the data loader follows, from lengths drawn among those measured.
     """
     if budget is None and pack is None:
-        return samples, None, expected_maximum(sizes.lengths, samples)
-    rng, counts, rows, positions = random.Random(0), 0, 0, 0
+        length = expected_maximum(_chances([replace(known, share=1.0)]), samples)
+        return known.batch(samples, length, samples * known.labels, known.media)
+    rng, count, rows, positions = random.Random(0), 0, 0, 0
     for _ in range(TRIALS):
-        drawn = [min(rng.choice(sizes.lengths), pack or budget) for _ in range(samples)]
+        drawn = [min(rng.choice(known.lengths), pack or budget) for _ in range(samples)]
         if budget is not None:
             drawn, budgeted = [], TokenBudget(budget, pack)
-            while budgeted.add(length := min(rng.choice(sizes.lengths), pack or budget)):
+            while budgeted.add(length := min(rng.choice(known.lengths), pack or budget)):
                 drawn.append(length)
         packed = [[i] for i in range(len(drawn))] if pack is None else first_fit(drawn, pack)
-        counts += len(drawn)
+        count += len(drawn)
         rows += len(packed)
         positions += len(packed) * max(sum(drawn[i] for i in row) for row in packed)
-    return counts / TRIALS, rows / TRIALS, positions / rows
+    mean = count / TRIALS
+    return known.batch(mean, positions / rows, mean * known.labels, known.media, rows / TRIALS)
 
 
-def _worst(
-    sizes: SampleSizes, samples: int, budget: int | None, pack: int | None
-) -> tuple[float, float | None, float, float]:
-    """(samples, rows, length, supervised positions) that no batch exceeds, each on its own.
-
-    A budget of positions is worst for the encoders when samples are short, for the loss when they are long.
-    """
-    limit = min(sizes.limit, pack or budget or sizes.limit)
+def _worst(known: Samples, samples: int, budget: int | None, pack: int | None) -> list[BatchShape]:
+    limit = min(known.limit, pack or budget or known.limit)
     if budget is None:
         rows = None if pack is None else math.ceil(samples / max(1, pack // limit))
-        return samples, rows, pack or limit, samples * sizes.text
-    shortest = max(1, min(min(sizes.lengths), sizes.limit - sizes.text + 1))
-    rows = budget / limit if pack is None else max(1, budget // pack)
-    supervised = max(1.0, budget * sizes.text / sizes.limit)
-    return max(1, budget // shortest), rows, pack or limit, supervised
+        return [known.batch(samples, pack or limit, samples * known.text, known.most, rows)]
+    found = []
+    # A budget of positions is worst for attention and loss when samples are long, for encoders when they are short.
+    for length in dict.fromkeys((limit, max(1, min(*known.lengths, limit - known.text + 1)))):
+        if pack is None:
+            rows = math.ceil(budget / length)
+            samples, length = rows, budget // rows
+        else:
+            rows = max(1, budget // pack)
+            samples = rows * max(1, pack // length)
+        supervised = rows * (pack or length) * known.text / known.limit
+        found.append(known.batch(samples, pack or length, supervised, known.most, rows))
+    return found
+
+
+def planned_mixture(datasets: Sequence[Samples], batch_size: int, world: int, parts: int = 1) -> PlannedDataset:
+    """The shapes of mixed batches of `batch_size` samples over `world` ranks, each cut into so many parts.
+
+    At worst one dataset gives as many samples as it ever will, and every row is as long as the longest there can be.
+    """
+    size = max(1, batch_size // parts)
+    samples = max(1, size // world)
+    length, text = max(known.limit for known in datasets), max(known.text for known in datasets)
+    worst = []
+    for known in datasets:
+        mean = samples * known.share
+        count = min(samples, math.ceil(mean + SIGMAS * math.sqrt(mean * (1 - known.share))))
+        rest = (samples - count) / max(1e-9, 1 - known.share)
+        counts = [count if other is known else rest * other.share for other in datasets]
+        worst.append(BatchShape(samples, length, samples * text, _joined(datasets, counts, "most")))
+    supervised = samples * sum(known.share * known.labels for known in datasets)
+    media = _joined(datasets, [samples * known.share for known in datasets], "media")
+    expected = BatchShape(samples, expected_maximum(_chances(datasets), samples), supervised, media)
+    kinds = " + ".join(dict.fromkeys(known.kind for known in datasets))
+    return PlannedDataset(MIXED, kinds, 1.0, size, worst, expected, all(known.measured for known in datasets))
+
+
+def _chances(datasets: Sequence[Samples]) -> dict[int, float]:
+    """Length -> how often a sample has it."""
+    chances: Counter[int] = Counter()
+    for known in datasets:
+        for length in known.lengths:
+            chances[length] += known.share / len(known.lengths)
+    return chances
+
+
+def _joined(datasets: Sequence[Samples], counts: Sequence[float], which: str) -> dict[str, MediaBatch]:
+    """The media of so many samples of each dataset."""
+    media: dict[str, MediaBatch] = {}
+    for known, count in zip(datasets, counts, strict=True):
+        for modality, more in known.batch(count, 0, 0, getattr(known, which)).media.items():
+            before = media.get(modality)
+            media[modality] = more if before is None else replace(before, count=before.count + more.count)
+    return media
 
 
 def shares(section: Mapping[str, Any], sizes: Mapping[str, int], mixture: str) -> dict[str, float]:
@@ -164,26 +260,11 @@ def shares(section: Mapping[str, Any], sizes: Mapping[str, int], mixture: str) -
     return {name: weight / total if total else 0.0 for name, weight in weights.items()}
 
 
-def expected_maximum(values: Sequence[float], draws: int) -> float:
-    """The mean of the largest of `draws` values drawn from `values` with replacement: a batch is as long as that."""
-    ordered, count = sorted(values), len(values)
-    return sum(v * (((i + 1) / count) ** draws - (i / count) ** draws) for i, v in enumerate(ordered))
-
-
-def media_batches(
-    counts: Mapping[str, float], samples: float, processors: Mapping[str, Any], geometry: Geometry
-) -> dict[str, MediaBatch]:
-    """Modality -> the media of so many samples with `counts` of each.
-
-    Raises:
-        ValueError: a modality or shape that nothing here serves.
-    """
-    media = {}
-    for modality, count in counts.items():
-        geometry.bridge(modality)
-        if modality not in processors:
-            raise ValueError(f"kind shows '{modality}', which needs a processor under processors")
-        steps, *shape = processors[modality].shape
-        geometry.encoder_step(modality, tuple(shape))
-        media[modality] = MediaBatch(samples * count, steps, tuple(shape))
-    return media
+def expected_maximum(chances: Mapping[float, float], draws: float) -> float:
+    """The mean of the largest of so many independent draws; a batch is as long as that. `chances`: value -> its."""
+    mean = below = reached = 0.0
+    for value in sorted(chances):
+        reached = min(1.0, reached + chances[value])
+        mean += value * (reached**draws - below)
+        below = reached**draws
+    return mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 
 from chatbridge.common.devices import DEVICES
 from chatbridge.planning.plan import GPUS_ELSEWHERE, plan
@@ -40,21 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: for options that make no sense.
     """
-    options = PlanOptions(
-        device=args.device,
-        tflops=args.tflops,
-        memory_gb=args.memory_gb,
-        utilisation=args.utilisation,
-        gpus=args.gpus,
-        nodes=args.nodes,
-        strategy=args.strategy,
-        link_gbs=args.link_gbs,
-        network_gbs=args.network_gbs,
-        host_gbs=args.host_gbs,
-        llm=args.llm,
-        samples=args.samples,
-        probe=args.probe,
-    )
+    options = PlanOptions(**{option.name: getattr(args, option.name) for option in fields(PlanOptions)})
     result = plan(args.cfg_path, options, args.options)
     if args.json:
         json.dump(to_json(result), sys.stdout, indent=1, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -39,15 +39,13 @@ class Inventory:
 
     Attributes:
         parts: parameters by component, type and fate. buffers: the same of buffers, those not saved included.
-        trainable: (name, shape) of every tensor that trains, in the optimiser's order; matrix_bytes: of those of two
-            dimensions.
+        trainable: (name, shape) of every tensor that trains, in the optimiser's order.
         source: where the language model's architecture was found; "" where the model names none.
     """
 
     parts: list[Tensors]
     buffers: list[Tensors]
     trainable: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    matrix_bytes: int = 0
     source: str = ""
 
     @property
@@ -74,9 +72,9 @@ class Inventory:
         """The trainable list with layer numbers folded: (pattern, shape, how many), nothing left out."""
         rows: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for name, shape in self.trainable:
-            numbers = [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", name)]
-            pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
-            rows.setdefault((pattern, shape), []).extend(numbers[:1] or [-1])
+            number = re.search(r"(?<=\.)\d+(?=\.)", name)
+            pattern = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+            rows.setdefault((pattern, shape), []).append(-1 if number is None else int(number.group()))
         return [(pattern.replace("{}", _ranges(n)), shape, len(n)) for (pattern, shape), n in rows.items()]
 
 
@@ -90,7 +88,7 @@ def meta_model(config: ChatBridgeConfig, named: str | None = None, device: str =
     Raises:
         ValueError: an unknown architecture, or parts that do not go together.
     """
-    if not (isinstance(config, ChatBridgeConfig) and isinstance(config.llm, CausalLMConfig)):
+    if not (isinstance(config, ChatBridgeConfig) and type(config.llm) is CausalLMConfig):
         with torch.device(device):  # somebody's own model or language model: it must know how to be built there
             return MODELS.build(config), ""
     architecture = find_architecture(config.llm, named)
@@ -101,28 +99,23 @@ def meta_model(config: ChatBridgeConfig, named: str | None = None, device: str =
 
 def inventory(model: nn.Module, source: str = "") -> Inventory:
     """Count a model's tensors, on whatever device they are."""
-    parameters = list(model.named_parameters())
-    trainable = [(name, tuple(p.shape)) for name, p in parameters if p.requires_grad]
-    matrices = sum(p.numel() * p.element_size() for _, p in parameters if p.requires_grad and p.dim() == 2)
-    return Inventory(_sum(parameters), _sum(model.named_buffers()), trainable, matrices, source)
+    trainable = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+    return Inventory(_sum(model.named_parameters()), _sum(model.named_buffers()), trainable, source)
 
 
 def component_of(name: str) -> str:
-    """The component that a tensor belongs to: "llm", "bridges.vision.encoder", "bridges.vision.projector.qformer"."""
+    """The component that a tensor or module belongs to: "llm", "bridges.vision.encoder"."""
     parts = name.split(".")
-    if parts[0] != "bridges":
-        return parts[0]
-    return ".".join(parts[: 4 if parts[2] == "projector" else 3])
+    return ".".join(parts[:3]) if parts[0] == "bridges" else parts[0]
 
 
-def _sum(named: Iterator[tuple[str, torch.Tensor]] | list[tuple[str, torch.Tensor]]) -> list[Tensors]:
+def _sum(named: Iterable[tuple[str, torch.Tensor]]) -> list[Tensors]:
     totals: dict[tuple[str, str, bool], list[int]] = {}
     for name, tensor in named:
         place = (component_of(name), str(tensor.dtype).removeprefix("torch."), tensor.requires_grad)
         total = totals.setdefault(place, [0, 0, 0])
-        total[0] += 1
-        total[1] += tensor.numel()
-        total[2] += tensor.numel() * tensor.element_size()
+        for index, more in enumerate((1, tensor.numel(), tensor.nbytes)):
+            total[index] += more
     return [Tensors(*place, *total) for place, total in totals.items()]
 
 

@@ -13,21 +13,16 @@ from torch import nn
 
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.devices import device
-from chatbridge.common.registry import OPTIMIZERS
 from chatbridge.common.schema import ConfigError
-from chatbridge.models.chatbridge import ChatBridge
 from chatbridge.planning import verdict
-from chatbridge.planning.assets import weight_problems
-from chatbridge.planning.batches import PlannedDataset, planned_dataset, sample_sizes, shares
-from chatbridge.planning.costs import Situation, variants
-from chatbridge.planning.geometry import Geometry
+from chatbridge.planning.batches import PlannedDataset, describe_samples, planned_dataset, planned_mixture, shares
+from chatbridge.planning.costs import Situation, resident, variants
 from chatbridge.planning.inventory import inventory, meta_model
-from chatbridge.planning.links import links_of
-from chatbridge.planning.memory import resident
-from chatbridge.planning.mixed import Ingredient, planned_mixture
 from chatbridge.planning.probe import first_samples, probe
 from chatbridge.planning.result import Plan, PlanOptions
-from chatbridge.planning.sharding import Sharding
+from chatbridge.planning.sharding import Sharding, language_shards
+from chatbridge.planning.steps import Simulator
+from chatbridge.planning.throughput import links_of
 from chatbridge.processors.base import build_processors
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
@@ -100,29 +95,17 @@ def _fill(result: Plan, assembly: Assembly, options: PlanOptions) -> None:
     _look(result, found, options)
     verdict.judge_data(result, assembly.config)
     if found.model is not None:
-        _measure(result, assembly, found, found.model, *sources)
+        result.inventory = inventory(found.model, *sources)
+        verdict.judge_model(result, assembly.config, found)
+        try:
+            _plan_steps(result, assembly, found, options)
+        except Exception as error:  # it may be the user's own code, which nothing here knows
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            result.warnings.append(f"no step can be simulated, only parameters are counted: {reason}")
     verdict.judge_run(result, assembly.config)
     sections = {name.partition(".")[2]: seen for name, seen in result.probes.items() if name.startswith("datasets.")}
     notes = worker_notes(assembly.config, {n: seen.media_bytes for n, seen in sections.items()}, result.world)
     result.warnings += [note.removeprefix("warning: ") for note in notes if note.startswith("warning: ")]
-
-
-def _measure(result: Plan, assembly: Assembly, found: Findings, model: nn.Module, source: str) -> None:
-    """Everything that the model's sizes tell."""
-    trains = isinstance(assembly.config.run, TrainingConfig)
-    result.inventory = inventory(model, source)
-    geometry = None
-    if isinstance(model, ChatBridge):
-        geometry = Geometry(model, result.amp, every_branch=trains and result.world > 1)
-    optimiser = OPTIMIZERS.name_of(assembly.config.run.optimizer) if trains else None
-    result.resident = resident(result.inventory, geometry, result.sharding, optimiser)
-    if geometry is None:
-        result.warnings.append("the model is not 'chatbridge': only its parameters are counted")
-        return
-    result.problems += weight_problems(assembly.config.model, model)
-    verdict.judge_vocabulary(result, found.tokenizer, geometry.llm.vocabulary)
-    if trains:
-        _plan_steps(result, assembly, found, geometry)
 
 
 def _look(result: Plan, found: Findings, options: PlanOptions) -> None:
@@ -135,22 +118,29 @@ def _look(result: Plan, found: Findings, options: PlanOptions) -> None:
             result.probes[name] = probe(dataset, found.tokenizer, options.probe, deadline)
 
 
-def _plan_steps(result: Plan, assembly: Assembly, found: Findings, geometry: Geometry) -> None:
+def _plan_steps(result: Plan, assembly: Assembly, found: Findings, options: PlanOptions) -> None:
     """The steps of every dataset, as far as the parts they need can be built, and other ways to take them."""
     config, run = assembly.config, assembly.config.run
-    planned = _planner(result, assembly, found, geometry)
+    shards = language_shards(found.model.llm) if hasattr(found.model, "llm") else None
+    if not isinstance(run, TrainingConfig):
+        result.resident = resident(result.inventory, shards, result.sharding, None)
+        return
+    checkpointing = getattr(getattr(config.model, "llm", None), "gradient_checkpointing", None)
+
+    def rebuild(wanted: bool) -> nn.Module:
+        llm = replace(config.model.llm, gradient_checkpointing=wanted)
+        return meta_model(replace(config.model, llm=llm), options.llm)[0]
+
+    simulator = Simulator(found.model, rebuild, bool(checkpointing), result.amp, result.world)
+    update = simulator.update(found.optimisers)
+    result.resident = resident(result.inventory, shards, result.sharding, update.state)
+    planned = _planner(result, assembly, found, simulator)
     if planned is None or not planned(1):
         return
     here = Situation(
-        result.inventory,
-        geometry,
-        result.sharding,
-        result.device,
-        result.links,
-        OPTIMIZERS.name_of(run.optimizer),
-        run.total_steps,
-        planned,
-    )
+        result.inventory, simulator, update, shards, result.sharding, result.device, result.links, run.total_steps,
+        planned, bool(checkpointing),
+    )  # fmt: skip
     result.datasets = planned(1)
     costs = here.costs(result.datasets)
     result.work, result.memory, result.throughput = costs.work, costs.memory, costs.throughput
@@ -158,45 +148,39 @@ def _plan_steps(result: Plan, assembly: Assembly, found: Findings, geometry: Geo
         sizes = [config.mixture.batch_size]
     else:
         sizes = [d.batch_size for d in config.datasets.values() if d.batch_tokens is None]
-    result.variants = variants(here, sizes)
+    result.variants = variants(here, sizes, checkpointing is not None)
 
 
 def _planner(
-    result: Plan, assembly: Assembly, found: Findings, geometry: Geometry
+    result: Plan, assembly: Assembly, found: Findings, simulator: Simulator
 ) -> Callable[[int], list[PlannedDataset]] | None:
     """How many parts every batch is cut into -> the batches of every dataset; None without task or processors."""
     config = assembly.config
-    quiet = Findings()  # what is wrong with task and processors is known already
+    quiet = Findings()  # what is wrong with task, processors and their media is known already
     task, processors = quiet.attempt(lambda: assembly.task), quiet.attempt(lambda: assembly.processors)
     if task is None or processors is None:
         return None
     bos = 0 if found.tokenizer is not None and found.tokenizer.bos_id is None else 1
-    sizes = {name: result.entries.get(f"datasets.{name}") or 0 for name in config.datasets}
-    mixed = config.mixture.mode == "mixed"
-
-    def one(name: str, share: float, parts: int) -> PlannedDataset | Ingredient:
+    entries = {name: result.entries.get(f"datasets.{name}") or 0 for name in config.datasets}
+    samples = {}
+    for name, share in shares(config.datasets, entries, config.mixture.mode).items():
         settings = config.datasets[name]
-        every = {**processors, **build_processors(settings.processors, f"dataset '{name}': processors")}
-        seen = result.probes.get(f"datasets.{name}")
-        if mixed:
-            sizes = sample_sizes(settings, task, geometry, seen, bos)
-            return Ingredient(settings.kind, share, sizes, every, seen is not None and bool(seen.lengths))
-        tokens = settings.batch_tokens
-        samples = max(1, settings.batch_size // parts)
-        cut = replace(settings, batch_size=samples, batch_tokens=None if tokens is None else tokens // parts)
-        return planned_dataset(name, cut, share, result.world, task, every, geometry, seen, bos)
+        own = quiet.attempt(lambda n=name, s=settings: build_processors(s.processors, f"dataset '{n}': processors"))
+        if own is not None:
+            samples[name] = quiet.attempt(
+                lambda n=name, s=settings, p=share, o=own: describe_samples(
+                    s, p, task, {**processors, **o}, assembly.rows, simulator.rows,
+                    result.probes.get(f"datasets.{n}"), bos,
+                )
+            )  # fmt: skip
+    known = {name: one for name, one in samples.items() if one is not None}
 
     @cache
     def planned(parts: int) -> list[PlannedDataset]:
-        told = found if parts == 1 else quiet
-        datasets = [
-            told.attempt(lambda n=name, s=share: one(n, s, parts))
-            for name, share in shares(config.datasets, sizes, config.mixture.mode).items()
-        ]
-        if mixed:
-            whole = bool(datasets) and all(datasets)
-            size = config.mixture.batch_size // parts
-            datasets = [told.attempt(lambda: planned_mixture(datasets, size, result.world, geometry))] if whole else []
-        return [dataset for dataset in datasets if dataset is not None]
+        if config.mixture.mode != "mixed":
+            return [planned_dataset(n, config.datasets[n], one, result.world, parts) for n, one in known.items()]
+        if not known or len(known) < len(config.datasets):
+            return []
+        return [planned_mixture(list(known.values()), config.mixture.batch_size, result.world, parts)]
 
     return planned

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from chatbridge.planning.costs import MARGIN
-from chatbridge.planning.memory import CONTEXT_BYTES
+from chatbridge.planning.costs import CONTEXT_BYTES, MARGIN
 from chatbridge.planning.result import Plan
 
 GB, TERA = 1e9, 1e12
@@ -22,64 +21,36 @@ def to_text(plan: Plan) -> str:
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain values; every number in bytes, operations, samples or seconds, never rounded."""
-    return {
-        "config": plan.source,
-        "ok": plan.ok,
-        "problems": plan.problems,
-        "missing": plan.missing,
-        "warnings": plan.warnings,
-        "device": dataclasses.asdict(plan.device),
-        "gpus_per_node": plan.gpus,
-        "nodes": plan.nodes,
-        "strategy": plan.sharding.strategy,
-        "offload_frozen": plan.sharding.offload,
-        "accumulate": plan.sharding.accumulate,
-        "links": plan.links and dataclasses.asdict(plan.links),
-        "compile": plan.compiled,
-        "amp": plan.amp,
-        "model": _model_json(plan),
-        "memory": _memory_json(plan),
-        "steps": {d.name: _step_json(plan, d) for d in plan.datasets},
-        "throughput": plan.throughput and dataclasses.asdict(plan.throughput),
-        "variants": [dataclasses.asdict(variant) for variant in plan.variants],
-        "data": {
-            name: {
-                "entries": count,
-                "samples": plan.samples.get(name, []),
-                "probe": dataclasses.asdict(plan.probes[name]) if name in plan.probes else None,
-            }
-            for name, count in plan.entries.items()
-        },
-        "seconds": plan.seconds,
+    told = {"config": plan.source, "ok": plan.ok, "gpus_per_node": plan.gpus, "compile": plan.compiled}
+    told |= {name: getattr(plan, name) for name in ("problems", "missing", "warnings", "nodes", "amp", "seconds")}
+    told |= {name: _plain(getattr(plan, name)) for name in ("device", "links", "throughput", "variants")}
+    told |= {"strategy": plan.sharding.strategy, "offload_frozen": plan.sharding.offload}
+    told |= {"accumulate": plan.sharding.accumulate, "model": None, "memory": None}
+    if plan.inventory is not None:
+        found = plan.inventory
+        numbers = ("parameters", "parameter_bytes", "trainable_parameters")
+        told["model"] = {"language_model": found.source} | {name: getattr(found, name) for name in numbers}
+        told["model"] |= {"parts": _plain(found.parts), "buffers": _plain(found.buffers)}
+        told["model"]["trainable"] = [{"name": name, "shape": list(shape)} for name, shape in found.trainable]
+    if plan.resident is not None:
+        steps = {name: _plain(m) | {"moment": m.moment, "peak": m.peak} for name, m in plan.memory.items()}
+        always = _plain(plan.resident) | {"context": CONTEXT_BYTES}
+        told["memory"] = {"always": always, "steps": steps, "peak": plan.peak, "room": plan.device.memory_gb * GB}
+    told["steps"] = {d.name: _plain(d) | {"flops_per_rank": _plain(plan.work[d.name])} for d in plan.datasets}
+    told["data"] = {
+        name: {"entries": count, "samples": plan.samples.get(name, []), "probe": _plain(plan.probes.get(name))}
+        for name, count in plan.entries.items()
     }
+    return told
 
 
-def _model_json(plan: Plan) -> dict[str, Any] | None:
-    found = plan.inventory
-    if found is None:
-        return None
-    return {
-        "language_model": found.source,
-        "parameters": found.parameters,
-        "parameter_bytes": found.parameter_bytes,
-        "trainable_parameters": found.trainable_parameters,
-        "parts": [dataclasses.asdict(part) for part in found.parts],
-        "buffers": [dataclasses.asdict(part) for part in found.buffers],
-        "trainable": [{"name": name, "shape": list(shape)} for name, shape in found.trainable],
-    }
-
-
-def _memory_json(plan: Plan) -> dict[str, Any] | None:
-    if plan.resident is None:
-        return None
-    steps = {name: dataclasses.asdict(m) | {"moment": m.moment, "peak": m.peak} for name, m in plan.memory.items()}
-    always = dataclasses.asdict(plan.resident) | {"context": CONTEXT_BYTES}
-    return {"always": always, "steps": steps, "peak": plan.peak, "room": plan.device.memory_gb * GB}
-
-
-def _step_json(plan: Plan, dataset: Any) -> dict[str, Any]:
-    work = {part: dataclasses.asdict(w) for part, w in plan.work[dataset.name].items()}
-    return dataclasses.asdict(dataset) | {"flops_per_rank": work}
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, in lists and dictionaries, too."""
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _heading(plan: Plan) -> str:
@@ -125,16 +96,13 @@ def _memory(plan: Plan) -> str:
     steps = list(plan.memory.values())
     rows += [[name, *([_gb(value)] * max(1, len(steps)))] for name, value in always]
     if steps:
-        rows += [[name, *(_gb(getattr(m, name)) for m in steps)] for name in ("media", "encoder", "activations")]
-        rows.append(["weights converted", *(_gb(m.converted) for m in steps)])
+        rows.append(["activations", *(_gb(m.activations) for m in steps)])
         if plan.sharding.sharded:
             rows.append(["layers gathered", *(_gb(m.gathered) for m in steps)])
-        rows += [[name, *(_gb(getattr(m, name)) for m in steps)] for name in ("logits", "workspace")]
-        rows.append(["gradients", *([_gb(r.gradients)] * len(steps))])
         rows.append(["worst moment", *(m.moment for m in steps)])
+        rows.append(["at that moment", *(_gb(m.peak) for m in steps)])
         rows.append(["peak", *(_gb(r.always + m.peak + CONTEXT_BYTES) for m in steps)])
-    note = "(not all of it at the same moment: docs/planning.md)" if steps else ""
-    told = f"Peak {_gb(plan.peak)} GB of {plan.device.memory_gb:g} GB {note}".rstrip()
+    told = f"Peak {_gb(plan.peak)} GB of {plan.device.memory_gb:g} GB"
     return "\n".join(filter(None, (_columns(rows, told), _host(plan))))
 
 
@@ -171,18 +139,14 @@ def _flops(plan: Plan) -> str:
                              for w, n in done)])  # fmt: skip
     rows.append(["sum", *(f"{t / n / TERA:.3f}" for t, n in zip(totals, samples, strict=True))])
     scale = plan.world * plan.sharding.accumulate / TERA
-    steps = [["TFLOP per step, all GPUs", *head]]
-    for part in parts:
-        steps.append([part, *(f"{work[part].total * scale:,.1f}" if part in work else "-" for work in works)])
-    steps.append(["sum", *(f"{t * scale:,.1f}" for t in totals)])
+    rows.append(["a step, all GPUs", *(f"{t * scale:,.1f}" for t in totals)])
     expected = [d.expected for d in plan.datasets]
     shapes = [["batch", *head], ["share of steps", *(f"{d.share:.2%}" for d in plan.datasets)]]
     shapes.append(["samples per GPU", *(f"{n:g}" for n in samples)])
     shapes.append(["positions", *(f"{e.length:.0f}" for e in expected)])
     shapes.append(["supervised per sample", *(f"{e.supervised / e.samples:.1f}" for e in expected)])
     shapes.append(["lengths", *("measured" if d.measured else "at limit" for d in plan.datasets)])
-    told = (_columns(shapes, "Batches"), _columns(rows, "Operations, forward + backward"))
-    return "\n\n".join((*told, _columns(steps, "Operations of a step")))
+    return "\n\n".join((_columns(shapes, "Batches"), _columns(rows, "Operations, forward + backward")))
 
 
 def _throughput(plan: Plan) -> str:

@@ -7,14 +7,12 @@ from typing import Any
 
 from chatbridge.common.devices import Device
 from chatbridge.planning.batches import PlannedDataset
-from chatbridge.planning.costs import Variant
-from chatbridge.planning.flops import Work
+from chatbridge.planning.costs import CONTEXT_BYTES, Resident, StepMemory, Variant
 from chatbridge.planning.inventory import Inventory
-from chatbridge.planning.links import Links
-from chatbridge.planning.memory import CONTEXT_BYTES, Resident, StepMemory
 from chatbridge.planning.probe import Probe
 from chatbridge.planning.sharding import Sharding
-from chatbridge.planning.throughput import Throughput
+from chatbridge.planning.steps import Work
+from chatbridge.planning.throughput import Links, Throughput
 
 
 @dataclass(frozen=True)

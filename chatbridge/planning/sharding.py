@@ -146,7 +146,7 @@ def _present(sharding: Sharding, group: ShardGroup, *buffers: ShardGroup) -> int
     return group.gathered(world) + waiting + (buffers[0].kept(world) if sharding.offload else 0)
 
 
-def language_shards(llm: nn.Module, checkpointing: bool) -> LanguageShards:
+def language_shards(llm: nn.Module, checkpointing: bool = False) -> LanguageShards:
     """The groups that `chatbridge.runners.strategy` makes of a language model.
 
     Args:

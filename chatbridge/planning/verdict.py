@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from math import comb
+from pathlib import Path
 
 from chatbridge.common.config import Config
-from chatbridge.common.tokenizer import Tokenizer
-from chatbridge.planning.costs import MARGIN, Variant
-from chatbridge.planning.probe import Probe
+from chatbridge.models.llm import CausalLMConfig
+from chatbridge.planning.costs import MARGIN
 from chatbridge.planning.result import Plan
+from chatbridge.planning.steps import AMP_DTYPES
+from chatbridge.runners.check import Findings
 from chatbridge.runners.config import TrainingConfig
+from chatbridge.weights import DTYPES
+from chatbridge.weights.inspection import inspect
 
 DOUBT = 0.01
 """A run is said to fail on unreadable media when an acceptable share would show so many with less than this chance."""
@@ -31,35 +35,41 @@ def judge_data(result: Plan, config: Config) -> None:
         if seen.without_label:
             told = f"{name}: truncation leaves {seen.without_label} of {seen.items} items without a label"
             result.warnings.append(f"{told}; raise task.max_txt_len")
-        if seen.items and not _complete(seen):
+        if tried < seen.items:
             result.warnings.append(f"{name}: time was up after {tried} of {seen.items} items; --probe takes fewer")
 
 
-def judge_vocabulary(result: Plan, tokenizer: Tokenizer | None, vocabulary: int) -> None:
-    """A tokenizer with ids that the language model has no embedding for belongs to another model."""
-    if tokenizer is not None and tokenizer.vocab_size > vocabulary:
+def judge_model(result: Plan, config: Config, found: Findings) -> None:
+    """Weight files and a tokenizer of another model, needless conversions. `found.model` is on the meta device."""
+    llm, model = getattr(config.model, "llm", None), found.model
+    if type(llm) is CausalLMConfig and Path(llm.path).exists() and not llm.random_weights:
+        coverage = inspect(llm.path, model, model.llm.model, whole=False)
+        if not coverage.ok:
+            result.problems.append(f"model.llm.path: '{llm.path}' {coverage.verdict}: {coverage.complaint}")
+    ids, rows = getattr(found.tokenizer, "vocab_size", 0), getattr(getattr(model, "llm", None), "vocab_size", 0)
+    if ids > rows > 0:
         result.problems.append(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the language model {vocabulary} embeddings: they belong "
-            "to different models; correct tokenizer or model.llm.path"
+            f"the tokenizer has {ids} ids and the language model {rows} embeddings: they belong to different models; "
+            "correct tokenizer or model.llm.path"
+        )
+    dtype = getattr(llm, "dtype", None)
+    if result.amp and dtype and isinstance(config.run, TrainingConfig) and DTYPES[dtype] != AMP_DTYPES[result.amp]:
+        result.warnings.append(
+            f"run.amp computes in {result.amp}, but model.llm.dtype is {dtype}: every step converts the language model "
+            "and keeps a copy; give both the same type"
         )
 
 
 def judge_run(result: Plan, config: Config) -> None:
-    """Too little memory, needless conversions."""
+    """Where it computes, what was not measured, too little memory."""
     if not isinstance(config.run, TrainingConfig):
         result.warnings.append("not a training run: of memory only the weights are counted, of time nothing")
         _judge_memory(result)
         return
     if result.amp is None and result.memory:
-        result.warnings.append("run.amp: no: the perceivers compute in fp32, far below the half-precision peak")
+        result.warnings.append("run.amp: no: what learns computes in fp32, far below the half-precision peak")
     if config.run.device == "cpu":
         result.warnings.append(f"run.device is cpu: planned as if on {result.device.name}")
-    converted = max((m.converted for m in result.memory.values()), default=0.0)
-    if converted:
-        result.warnings.append(
-            f"run.amp computes in {result.amp}, but model.llm.dtype is {config.model.llm.dtype}: every step converts "
-            f"the language model and keeps a copy, {converted / 1e9:.1f} GB; give both the same type"
-        )
     if any(not d.measured for d in result.datasets):
         told = "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
         result.warnings.append(told)
@@ -82,11 +92,8 @@ def _remedy(result: Plan) -> str:
     own = next((v for v in result.variants if v.chosen), None)
     if own is None:
         return "take GPUs with more memory"
-    lines = []
-    for other in result.variants:
-        saved = (own.uncut - other.uncut) / 1e9
-        if saved > 0 and (key := _only_change(own, other)):
-            lines.append(f"{key} saves {saved:.1f} GB")
+    saving = {v.changes[0]: (own.uncut - v.uncut) / 1e9 for v in result.variants if len(v.changes) == 1}
+    lines = [f"{key} saves {saved:.1f} GB" for key, saved in saving.items() if saved > 0]
     fitting = [v for v in result.variants if v.parts is not None]
     if not fitting:
         return "; ".join([*lines, "nothing of it is enough: take GPUs with more memory, or more of them with fsdp"])
@@ -101,21 +108,6 @@ def _remedy(result: Plan) -> str:
     return "; ".join([*lines, told])
 
 
-def _only_change(own: Variant, other: Variant) -> str:
-    """The key that leads from one variant to the other; "" where more than one does."""
-    keys = {
-        f"run.strategy={other.strategy}": own.strategy != other.strategy,
-        "run.offload_frozen=true": other.offload and not own.offload,
-        "model.llm.gradient_checkpointing=true": other.checkpointing and not own.checkpointing,
-    }
-    changed = [key for key, needed in keys.items() if needed]
-    return changed[0] if len(changed) == 1 else ""
-
-
 def _chance(bad: int, tried: int, share: float) -> float:
     """The chance of at least `bad` unusable items among `tried` when `share` of all are."""
     return sum(comb(tried, k) * share**k * (1 - share) ** (tried - k) for k in range(bad, tried + 1))
-
-
-def _complete(seen: Probe) -> bool:
-    return len(seen.refused) + seen.read == seen.items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sys
 from collections.abc import Callable
@@ -20,9 +19,8 @@ from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.reading import check_shapes
-from chatbridge.models.bridge import BridgeConfig
 from chatbridge.models.chatbridge import ChatBridgeConfig
-from chatbridge.models.rehearsal import NothingTold, encoder_step, needs_numbers
+from chatbridge.models.simulation import check_media, needs_content
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly, check_batch_sizes, check_numbered
 from chatbridge.runners.conditions import EvaluationConfig, check_questions
@@ -44,6 +42,7 @@ class Findings:
         problems: what is wrong, one line each.
         tokenizer: None where it is not there or not readable.
         model: on the meta device; None where it cannot be built there.
+        optimisers: of a training run, over the model's parameters.
         datasets: "datasets.<name>" or "validation.<name>" -> those that could be opened.
     """
 
@@ -51,6 +50,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     model: nn.Module | None = None
+    optimisers: list[torch.optim.Optimizer] = field(default_factory=list)
     datasets: dict[str, TaskDataset] = field(default_factory=dict)
 
     def attempt(self, step: Callable[[], Any]) -> Any:
@@ -107,7 +107,7 @@ def architecture(assembly: Assembly) -> nn.Module | None:
         with torch.device("meta"):
             return MODELS.build(config, **({"llm": _Awaited()} if awaited else {}))
     except RuntimeError as error:
-        if needs_numbers(error):
+        if needs_content(error):
             return None
         raise ValueError(f"model: cannot be built: {str(error).strip().splitlines()[0]}") from error
 
@@ -152,12 +152,7 @@ def _send_blanks(assembly: Assembly, found: Findings, where: str, dataset: TaskD
         if (modality, shape) not in sent:
             sent.add((modality, shape))
             own = f"{where}." if modality in dataset.config.processors else ""
-            found.attempt(lambda m=modality, o=own, s=shape: _send_blank(*bridges[m], f"{o}processors.{m}", s))
-
-
-def _send_blank(name: str, bridge: BridgeConfig, source: str, shape: tuple[int, ...]) -> None:
-    with contextlib.suppress(NothingTold):
-        encoder_step(name, bridge, source, shape)
+            found.attempt(lambda m=modality, o=own, s=shape: check_media(*bridges[m], f"{o}processors.{m}", s))
 
 
 def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
@@ -172,7 +167,8 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
         if mixture is not None and found.tokenizer is not None:
             found.attempt(lambda: assembly.batches(mixture, 0, world, run.num_workers, pin=False))
     if found.model is not None:
-        found.attempt(lambda: build_optimizers(found.model.named_parameters(), run))
+        optimisers = found.attempt(lambda: build_optimizers(found.model.named_parameters(), run))
+        found.optimisers = optimisers or []
     if run.compile is not None:
         found.attempt(lambda: check_backend(run.compile))
     if run.resume not in (None, "auto"):
