@@ -101,6 +101,9 @@ def as_fake(model: nn.Module) -> tuple[FakeFloats, dict[nn.Parameter, nn.Paramet
     Returns:
         The mode to run it in, and what every parameter has become.
     """
+    # PyTorch's engine counts devices once, at the first backward pass. Inside the mode it would count a GPU that is not
+    # there, start a thread for it, and no process forked later could train.
+    torch.zeros((), requires_grad=True).backward()
     mode, made = FakeFloats(), {}
     with mode:
         for module in model.modules():
