@@ -48,7 +48,7 @@ from chatbridge.planning.plan import plan, planned_precision
 from chatbridge.planning.recorder import Recorder
 from chatbridge.planning.report import table
 from chatbridge.planning.result import PlanOptions
-from chatbridge.planning.steps import AMP_DTYPES, Simulator, made_up
+from chatbridge.planning.steps import AMP_DTYPES, Simulator, made_up, rows_of
 from chatbridge.planning.throughput import seconds
 from chatbridge.runners import TrainingConfig
 
@@ -140,8 +140,7 @@ def run(model: ChatBridge, shape: BatchShape, amp: str | None, steps: int) -> tu
     where = model.device
     optimisers = build_optimizers(model.named_parameters(), RUN)
     _make_states(model, optimisers)
-    rows = {m: model.rows[m]((one.steps, *one.step_shape)) for m, one in shape.media.items()}
-    batch = made_up(shape, rows).to(where)
+    batch = made_up(shape, rows_of(model, shape)).to(where)
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16" and where.type == "cuda")
     kind = AMP_DTYPES.get(amp)
     context = torch.autocast(where.type, kind) if kind else contextlib.nullcontext()

@@ -20,10 +20,10 @@ from chatbridge.planning.costs import resident, step_memory
 from chatbridge.planning.inventory import inventory
 from chatbridge.planning.recorder import Recorder
 from chatbridge.planning.sharding import Sharding, language_shards
-from chatbridge.planning.steps import Simulator, made_up
+from chatbridge.planning.steps import Simulator, made_up, rows_of
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import Strategy, no_reduction
-from tests.test_plan_steps import model, on_meta, rows_of, shape_of
+from tests.test_plan_steps import model, on_meta, shape_of
 
 WORLD = 2
 

@@ -29,7 +29,7 @@ from chatbridge.models import (
 from chatbridge.planning.batches import BatchShape, MediaBatch
 from chatbridge.planning.inventory import component_of
 from chatbridge.planning.recorder import Recorder, shorten
-from chatbridge.planning.steps import Simulator, made_up
+from chatbridge.planning.steps import Simulator, made_up, rows_of
 from chatbridge.runners import TrainingConfig
 from chatbridge.weights import DTYPES
 from tests import tiny
@@ -92,10 +92,6 @@ def on_meta(**settings):
 def shape_of(modality="image", steps=1, rows=None):
     media = {m: MediaBatch(B, steps, (64, 64) if m == "audio" else (3, 56, 56)) for m in modality.split("+")}
     return BatchShape(B, L if rows is None else B // rows * L, B * K, media, rows)
-
-
-def rows_of(made, shape):
-    return {modality: made.rows[modality]((one.steps, *one.step_shape)) for modality, one in shape.media.items()}
 
 
 def parts_of(case):

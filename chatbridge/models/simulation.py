@@ -7,7 +7,6 @@ they always do. `chatbridge.planning` counts what such a step takes; `check_medi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from chatbridge.common.registry import ENCODERS
 from chatbridge.models.bridge import BridgeConfig, check_frames
+from chatbridge.models.tokens import meta_encoder
 
 aten = torch.ops.aten
 
@@ -132,12 +131,8 @@ def check_media(name: str, bridge: BridgeConfig, source: str, shape: tuple[int, 
     check_frames(bridge, shape[0])
     where = f"model.bridges.{name}.encoder"
     told = f"what {source} gives, {list(shape[1:])} a frame or clip"
-    config = bridge.encoder
-    if hasattr(config, "weights"):  # what they fill is another question
-        config = replace(config, weights=None)
     try:
-        with torch.device("meta"):
-            encoder = ENCODERS.build(config).eval()
+        encoder = meta_encoder(bridge.encoder)
         with as_fake(encoder)[0], torch.no_grad():
             tokens = encoder(torch.zeros(1, *shape[1:]))
     except Exception as error:  # it may be the user's own code, and PyTorch's checks raise many classes

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from chatbridge.common.batch import MIXED
+from chatbridge.contracts import RowsOf
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.packing import TokenBudget, first_fit
 from chatbridge.planning.probe import Probe
@@ -114,21 +115,20 @@ class Samples:
 
 
 def describe_samples(
-    config: Any, share: float, task: Task, processors: Mapping[str, Any], known: Mapping[str, Any],
-    rows: Callable[[str, tuple[int, ...]], int], probe: Probe | None, bos: int = 1,
+    config: Any, share: float, task: Task, processors: Mapping[str, Any], rows: Mapping[str, RowsOf],
+    probe: Probe | None, bos: int = 1,
 ) -> Samples:  # fmt: skip
     """What is known of one dataset's samples.
 
     Args:
         config: the dataset's configuration. share: of the mixture.
-        processors: modality -> processor, the dataset's own included. known: the model's modalities.
-        rows: modality, shape of a medium -> the rows that it becomes.
+        processors: modality -> processor, the dataset's own included. rows: those of the model's media.
         probe: what a first look found, if there could be one. bos: 1 where samples begin with BOS, else 0.
 
     Raises:
         ValueError: a kind, modality or shape that nothing here serves.
     """
-    kinds = TaskKind.parse_all(config.kind, known)
+    kinds = TaskKind.parse_all(config.kind, rows)
     most = {m: 1.0 for kind in kinds for m in kind.modalities}
     mean = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in most}
     measured = probe is not None and bool(probe.lengths)
@@ -139,7 +139,7 @@ def describe_samples(
     if lacking:
         raise ValueError(f"kind shows '{lacking[0]}', which needs a processor under processors")
     shapes = {m: tuple(processors[m].shape) for m in most}
-    shown = int(sum(count * rows(m, shapes[m]) for m, count in most.items()))
+    shown = int(sum(count * rows[m](shapes[m]) for m, count in most.items()))
     text = task.max_txt_len if task.budget == "text" else max(1, task.max_txt_len - shown)
     limit = shown + text + bos
     lengths, labels = [limit], float(text)

@@ -134,15 +134,15 @@ def _plan_steps(result: Plan, assembly: Assembly, found: Findings, options: Plan
     simulator = Simulator(found.model, rebuild, bool(checkpointing), result.amp, result.world)
     update = simulator.update(found.optimisers)
     result.resident = resident(result.inventory, shards, result.sharding, update.state)
-    planned = _planner(result, assembly, found, simulator)
+    planned = _planner(result, assembly, found)
     if planned is None or not planned(1):
         return
     here = Situation(
         result.inventory, simulator, update, shards, result.sharding, result.device, result.links, run.total_steps,
         planned, bool(checkpointing),
     )  # fmt: skip
+    costs = here.costs(planned(1))  # fails where a step cannot be simulated: nothing is planned then
     result.datasets = planned(1)
-    costs = here.costs(result.datasets)
     result.work, result.memory, result.throughput = costs.work, costs.memory, costs.throughput
     if config.mixture.mode == "mixed":
         sizes = [config.mixture.batch_size]
@@ -151,9 +151,7 @@ def _plan_steps(result: Plan, assembly: Assembly, found: Findings, options: Plan
     result.variants = variants(here, sizes, checkpointing is not None)
 
 
-def _planner(
-    result: Plan, assembly: Assembly, found: Findings, simulator: Simulator
-) -> Callable[[int], list[PlannedDataset]] | None:
+def _planner(result: Plan, assembly: Assembly, found: Findings) -> Callable[[int], list[PlannedDataset]] | None:
     """How many parts every batch is cut into -> the batches of every dataset; None without task or processors."""
     config = assembly.config
     quiet = Findings()  # what is wrong with task, processors and their media is known already
@@ -169,8 +167,7 @@ def _planner(
         if own is not None:
             samples[name] = quiet.attempt(
                 lambda n=name, s=settings, p=share, o=own: describe_samples(
-                    s, p, task, {**processors, **o}, assembly.rows, simulator.rows,
-                    result.probes.get(f"datasets.{n}"), bos,
+                    s, p, task, {**processors, **o}, assembly.rows, result.probes.get(f"datasets.{n}"), bos,
                 )
             )  # fmt: skip
     known = {name: one for name, one in samples.items() if one is not None}

@@ -81,18 +81,7 @@ class Simulator:
         self.rebuild, self.checkpointing, self.amp, self.world, self.short = rebuild, checkpointing, amp, world, short
         self._first = self._prepared(model)
         self._models = {checkpointing: self._first}
-        self._rows: dict[tuple[str, tuple[int, ...]], int] = {}
         self._steps: dict[Any, Step] = {}
-
-    def rows(self, modality: str, shape: tuple[int, ...]) -> int:
-        """The rows that a medium [T, ...] becomes. Raises ValueError for one that the model cannot take."""
-        if (modality, shape) not in self._rows:
-            try:
-                with self._first.mode, torch.no_grad():
-                    self._rows[modality, shape] = self._first.model.encode(modality, torch.zeros(1, *shape)).shape[1]
-            except Exception as error:  # it may be the user's own code
-                raise ValueError(f"{modality} of shape {list(shape)}: {error}") from error
-        return self._rows[modality, shape]
 
     def step(self, shape: BatchShape, checkpointing: bool | None = None, held: bool = False) -> Step:
         """One micro-batch, forward and backward. `held`: others before it have left gradients."""
@@ -152,7 +141,8 @@ class Simulator:
 
     def _run(self, prepared: _Prepared, shape: BatchShape, held: bool) -> Step:
         model, layers = prepared.model, prepared.layers
-        rows = {m: self.rows(m, (media.steps, *media.step_shape)) for m, media in shape.media.items()}
+        with prepared.mode:  # before anything is counted: an encoder may have to be run to know
+            rows = rows_of(model, shape)
         stacks = [replace(stack, kept=0, flops=Counter()) for stack in prepared.stacks]
         dtype = AMP_DTYPES.get(self.amp)
         with prepared.mode, GpuDropout(), Recorder(model, component_of, stacks, layers) as seen:
@@ -203,11 +193,16 @@ def _repeated(shape: BatchShape, times: int) -> BatchShape:
     return BatchShape(shape.samples * times, shape.length, shape.supervised * times, media, rows)
 
 
+def rows_of(model: nn.Module, shape: BatchShape) -> dict[str, int]:
+    """Modality -> the rows that each of the batch's media becomes."""
+    return {m: model.rows[m]((media.steps, *media.step_shape)) for m, media in shape.media.items()}
+
+
 def made_up(shape: BatchShape, rows: Mapping[str, int]) -> MultimodalBatch:
     """A batch of that shape, in whole numbers: in each sample BOS, media, text, whose last positions are supervised.
 
     Args:
-        rows: modality -> rows that one of its media becomes.
+        rows: as `rows_of` tells.
     """
     samples, length = max(1, round(shape.samples)), max(2, round(shape.length))
     lines = samples if shape.rows is None else max(1, min(samples, round(shape.rows)))

@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from torch import Tensor
@@ -72,20 +72,6 @@ class MediaLoader:
             _, old = self._cache.popitem(last=False)
             self._cached -= old.numel() * old.element_size()
         return tensor
-
-    def load_all(
-        self, references: Mapping[str, str | Iterable[str]], rng: random.Random | None = None
-    ) -> dict[str, list[Tensor | RawMedia]]:
-        """All media of one record, in the order given: modality -> list of [T, ...].
-
-        Args:
-            references: modality -> one file name, or several.
-        """
-        loaded = {}
-        for modality, names in references.items():
-            listed = [names] if isinstance(names, str) else list(names)
-            loaded[modality] = [self.load(modality, name, rng) for name in listed]
-        return loaded
 
     def blank(self, modality: str) -> Tensor:
         """The modality's empty medium (black, silent), for ablations."""
