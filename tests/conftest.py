@@ -9,12 +9,12 @@ import pytest
 import train
 from tests import tiny
 
-LONGEST = ("test_quickstart", "test_elastic", "test_resume", "test_data_memory", "test_plan_calibration")
+LONGEST = ("dataset_prep/test_quickstart", "runners/test_elastic", "runners/test_resume", "datasets/test_memory")
 """Files of tests that take minutes: first, so that the processes which share the suite end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}.py" for name in LONGEST)))
 
 
 @pytest.fixture

@@ -5,5 +5,5 @@
 
 A trial is made of the seed, its target's name and its number alone. `target.py` says what a target is, `worker.py` is
 the process in which trials run, `harness.py` the one that watches it, `damage.py` what is done to bytes, texts and
-trees; the other files are the targets. ``tests/test_fuzz.py`` runs a few trials of each in the suite.
+trees; the other files are the targets. ``tests/fuzz/test_fuzz.py`` runs a few trials of each in the suite.
 """

@@ -11,10 +11,10 @@ from typing import Any
 
 from chatbridge import chat
 from chatbridge.inference import ChatSession
-from tests.chat_tools import SHORT, make_engine, write_config, write_media
 from tests.fuzz.annotations import SIGNS
 from tests.fuzz.damage import ODD, as_json, damaged, damaged_text, damaged_tree, misplaced
 from tests.fuzz.target import Step, Target, command
+from tests.inference.tools import SHORT, make_engine, write_config, write_media
 
 LINES = (
     b"what is it?", b"/image files/a.png", b"/video files/loud.mp4", b"/audio files/a.wav", b"/show files/b.png",

@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chatbridge.inference import ChatSession
-from tests import serving_tools as serving
-from tests.chat_tools import SHORT, make_engine
-from tests.demo_tools import SMALL, Browser, page
+from tests.demo.tools import SMALL, Browser, page
 from tests.fuzz.damage import ODD, as_json, damaged, damaged_tree
 from tests.fuzz.media_files import KINDS
 from tests.fuzz.target import Refused, Step, Target
 from tests.fuzz.weights import JSON_SIGNS
+from tests.inference.tools import SHORT, make_engine
+from tests.serving import tools as serving
 
 ANSWERED = 15.0
 """Seconds in which a good request is answered."""

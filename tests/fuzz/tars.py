@@ -16,7 +16,8 @@ from chatbridge.common.documents import DocumentError
 from chatbridge.common.schema import ConfigError
 from chatbridge.processors import MediaError
 from dataset_prep import cc_sbu_laion, validate
-from tests import reading_tools, tiny
+from tests import tiny
+from tests.datasets import tools as reading_tools
 from tests.fuzz.configurations import portable
 from tests.fuzz.damage import NUMBERS, ODD, PIPE, as_json, damaged, damaged_tree, misplaced
 from tests.fuzz.target import Step, Target, command
