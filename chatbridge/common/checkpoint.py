@@ -2,7 +2,7 @@
 
     output_dir/checkpoints/step_00000200/
         model.safetensors   trainable tensors only, named as in the model
-        trainer.pt          optimiser, scaler, counters (tensors and plain values: read with weights_only)
+        trainer.pt          optimizer, scaler, counters (tensors and plain values: read with weights_only)
         config.yaml         what the run used
         SHA256SUMS          of these files; compared whenever they are read
     output_dir/checkpoints/latest   the newest complete folder's name

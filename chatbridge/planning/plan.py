@@ -132,7 +132,7 @@ def _plan_steps(result: Plan, assembly: Assembly, found: Findings, options: Plan
         return meta_model(replace(config.model, llm=llm), options.llm)[0]
 
     simulator = Simulator(found.model, rebuild, bool(checkpointing), result.amp, result.world)
-    update = simulator.update(found.optimisers)
+    update = simulator.update(found.optimizers)
     result.resident = resident(result.inventory, shards, result.sharding, update.state)
     planned = _planner(result, assembly, found)
     if planned is None or not planned(1):

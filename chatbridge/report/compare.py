@@ -160,7 +160,7 @@ def render_comparison(runs: Sequence[Run], names: Sequence[str], now: datetime) 
         for i, n in enumerate(dict.fromkeys(n for run in runs for n in run.metrics.validation))
     ]  # fmt: skip
     rest = [
-        chart("lr", "Learning rate", lambda r: r.metrics.train.lr, "Of the optimiser's steps.", scale=Scale.LINEAR,
+        chart("lr", "Learning rate", lambda r: r.metrics.train.lr, "Of the optimizer's steps.", scale=Scale.LINEAR,
               zero=True, smooth=False),
         chart("grad-norm", "Gradient norm", lambda r: r.metrics.train.grad_norm, "Before clipping."),
         chart("samples", "Samples per second", lambda r: r.metrics.train.samples_per_second, "All devices.", zero=True),

@@ -187,7 +187,7 @@ def _optimisation(view: View) -> Html | None:
     train, norms = view.run.metrics.train, view.run.metrics.norms
     parts = [Line(name, series.nonzero(), i) for i, (name, series) in enumerate(norms.items())]
     return _grid(view, [
-        Chart("lr", "Learning rate", [Line("learning rate", train.lr, smooth=False)], "Of the optimiser's steps.",
+        Chart("lr", "Learning rate", [Line("learning rate", train.lr, smooth=False)], "Of the optimizer's steps.",
               Scale.LINEAR, zero=True),
         Chart("grad-norm", "Gradient norm", [Line("all parameters", train.grad_norm)], "Before clipping."),
         Chart("grad-norms", "Gradient norm by component", parts, "Before clipping, at steps that pass through it."),

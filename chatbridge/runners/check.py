@@ -42,7 +42,7 @@ class Findings:
         problems: what is wrong, one line each.
         tokenizer: None where it is not there or not readable.
         model: on the meta device; None where it cannot be built there.
-        optimisers: of a training run, over the model's parameters.
+        optimizers: of a training run, over the model's parameters.
         datasets: "datasets.<name>" or "validation.<name>" -> those that could be opened.
     """
 
@@ -50,7 +50,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     model: nn.Module | None = None
-    optimisers: list[torch.optim.Optimizer] = field(default_factory=list)
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     datasets: dict[str, TaskDataset] = field(default_factory=dict)
 
     def attempt(self, step: Callable[[], Any]) -> Any:
@@ -167,8 +167,8 @@ def _examine_training(assembly: Assembly, found: Findings, world: int) -> None:
         if mixture is not None and found.tokenizer is not None:
             found.attempt(lambda: assembly.batches(mixture, 0, world, run.num_workers, pin=False))
     if found.model is not None:
-        optimisers = found.attempt(lambda: build_optimizers(found.model.named_parameters(), run))
-        found.optimisers = optimisers or []
+        optimizers = found.attempt(lambda: build_optimizers(found.model.named_parameters(), run))
+        found.optimizers = optimizers or []
     if run.compile is not None:
         found.attempt(lambda: check_backend(run.compile))
     if run.resume not in (None, "auto"):

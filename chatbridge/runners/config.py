@@ -65,9 +65,9 @@ class TrainingConfig(DeviceConfig):
     betas: list[float] = key([0.9, 0.999], low=0.0, help="AdamW's moments, below 1")
     max_grad_norm: float | None = key(None, low=0.0, help="clip the gradient's norm; null does not clip")
     max_epoch: int = key(1, low=1, unit="epochs", help="an epoch is iters_per_epoch steps, whatever the data's size")
-    iters_per_epoch: int = key(1000, low=1, unit="steps", help="optimiser steps per epoch")
+    iters_per_epoch: int = key(1000, low=1, unit="steps", help="optimizer steps per epoch")
     max_steps: int | None = key(None, low=1, unit="steps", help="total; null is max_epoch x iters_per_epoch")
-    accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimiser step")
+    accum_grad_iters: int = key(1, low=1, unit="batches", help="batches per optimizer step")
     strategy: str = key(
         "ddp",
         resume="free",
@@ -145,5 +145,5 @@ class TrainingConfig(DeviceConfig):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.max_steps or self.max_epoch * self.iters_per_epoch

@@ -1,4 +1,4 @@
-"""One optimiser step over any number of processes and micro-batches: the same numbers however they are divided."""
+"""One optimizer step over any number of processes and micro-batches: the same numbers however they are divided."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StepResult:
     micro: list[tuple[MultimodalBatch, list[float]]] = field(default_factory=list)
 
 
-class OptimiserStep:
+class OptimizerStep:
     """Forward, backward, join, check, clip, update.
 
     Every supervised token of every process and micro-batch weighs the same, wherever it was computed.
@@ -148,7 +148,7 @@ class OptimiserStep:
         return total.tolist()
 
     def _forget_unused(self, used: set[str]) -> None:
-        """No gradient, rather than one of zeros, where no process used a branch: the optimiser leaves it alone, as it
+        """No gradient, rather than one of zeros, where no process used a branch: the optimizer leaves it alone, as it
         does on a single process."""
         kept = {id(p) for name in used for p in self.branches[name]}
         for name in self.branches.keys() - used:

@@ -38,7 +38,7 @@ from chatbridge.runners.randomness import make_deterministic, seed_step
 from chatbridge.runners.record import file_hashes, write_record
 from chatbridge.runners.resume import Resumed, find_resumable
 from chatbridge.runners.saving import CheckpointWriter, Snapshot
-from chatbridge.runners.step import OptimiserStep, StepResult
+from chatbridge.runners.step import OptimizerStep, StepResult
 from chatbridge.runners.strategy import Strategy, join_restarted
 from chatbridge.runners.validation import Validator
 from chatbridge.runners.watchdog import COMPUTING, READING, SAVING, VALIDATING, Watchdog
@@ -119,7 +119,7 @@ class TrainingRunner:
         self.wrapped = strategy.wrap(self.model)
         self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
         names = list(self.assembly.datasets)
-        self.optimiser_step = OptimiserStep(
+        self.optimizer_step = OptimizerStep(
             self.model, self.wrapped, self.optimizers, self.accelerator, names, config.max_grad_norm
         )
         self.mixture = self.assembly.mixture(config.total_steps * config.accum_grad_iters, config.seed)
@@ -152,7 +152,7 @@ class TrainingRunner:
         with resumed.taking_over():
             states = resumed.trainer["optimizers"]
             if len(states) != len(self.optimizers):
-                raise ValueError(f"it is of {len(states)} optimisers, here are {len(self.optimizers)}")
+                raise ValueError(f"it is of {len(states)} optimizers, here are {len(self.optimizers)}")
             for optimizer, state in zip(self.optimizers, states, strict=True):
                 optimizer.load_state_dict(state)
             if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
@@ -249,7 +249,7 @@ class TrainingRunner:
         if self.meter.counts(label):
             self._count_operations(label, micro[0])
         seed_step(config.seed, self.step, self.rank)
-        result = self.optimiser_step(micro, rate, stop=bool(self.signal.asked), detail=logged)
+        result = self.optimizer_step(micro, rate, stop=bool(self.signal.asked), detail=logged)
         self.step += 1
         self.drawn.update(result.drawn)
         self.meter.add(label, result.tokens, result.samples, waited)
@@ -269,7 +269,7 @@ class TrainingRunner:
         compiled = self.config.compile is not None
         counter = FlopCounterMode(display=False)
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(), counter:
-            self.optimiser_step.rehearse(batch)
+            self.optimizer_step.rehearse(batch)
         self.meter.counted(label, counter, len(batch.ids))
 
     def _write_metrics(self, result: StepResult, rate: float, label: str) -> None:

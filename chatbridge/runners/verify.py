@@ -2,7 +2,7 @@
 
 The run's first K steps are taken twice, by processes of their own: once without interruption, once killed (SIGKILL)
 after the checkpoint in the middle and started again. Both must read the same samples, have the same losses and end
-with the same weights and optimiser state, bit for bit.
+with the same weights and optimizer state, bit for bit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _verify(script: str, cfg_path: str, options: Sequence[str], folder: Path, st
     for line in differences[:20]:
         print(f"differs: {line}")
     what = f"{steps} steps on {processes} process{'es' * (processes > 1)}, killed at step {killed}"
-    print(f"{what}: {'NOT the same' if differences else 'the same'} losses, samples, weights and optimiser state")
+    print(f"{what}: {'NOT the same' if differences else 'the same'} losses, samples, weights and optimizer state")
     return 1 if differences else 0
 
 

@@ -1,4 +1,4 @@
-"""The optimisers of everything that is pre-trained here: Muon for matrices, AdamW for the rest."""
+"""The optimizers of everything that is pre-trained here: Muon for matrices, AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from chatbridge.common.optim import Muon
 
 
-class Optimisers:
+class Optimizers:
     """Muon on the matrices of a model's layers, AdamW on embeddings, norms, biases and convolutions.
 
     Args:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from chatbridge.models.encoders.beats import Beats, BeatsConfig
 from chatbridge.models.encoders.eva_vit import EvaVit, EvaVitConfig
 from dataset_prep.world import audio_pool, vision_pool
-from dataset_prep.world.optim import Optimisers
+from dataset_prep.world.optim import Optimizers
 from dataset_prep.world.settings import EncoderSettings
 from dataset_prep.world.vocabulary import COLOURS, PITCHES, SHAPES, SOUNDS, TEMPOS
 
@@ -134,13 +134,13 @@ def audio_accuracy(model: Labeller, held: bool, seed: int) -> dict[str, float]:
 
 def fit(model: Labeller, pool_size: int, steps: int, settings: EncoderSettings, name: str, loss_of) -> None:
     """Train on random batches of a pool; `loss_of(rows)` is the loss over examples [B]."""
-    optimisers = Optimisers(model.train(), settings.muon_lr, settings.adam_lr, steps)
+    optimizers = Optimizers(model.train(), settings.muon_lr, settings.adam_lr, steps)
     running = 0.0
     progress = tqdm(range(steps), desc=name, unit="step", position=1, mininterval=1.0)
     for step in progress:
         loss = loss_of(torch.randint(pool_size, (settings.batch,)))
         loss.backward()
-        optimisers.step(step)
+        optimizers.step(step)
         running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
         progress.set_postfix(loss=f"{running:.3f}", refresh=False)
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from chatbridge.conversation.segments import Segment, Text
 from dataset_prep.world.corpus import SYMBOLS, document
-from dataset_prep.world.optim import Optimisers
+from dataset_prep.world.optim import Optimizers
 from dataset_prep.world.settings import LlmSettings
 
 PROMPT, SLOT, ANSWER = 0, 1, 2
@@ -140,7 +140,7 @@ def pretrain_llm(folder: Path, settings: LlmSettings, seed: int) -> dict:
     tokenizer = train_tokenizer(folder, settings, seed)
     model = build_llm(tokenizer.vocab_size(), settings).train()
     batches = Batches(tokenizer, settings.tokens_per_step, settings.prompt_weight, f"{seed} llm")
-    optimisers = Optimisers(model, settings.muon_lr, settings.adam_lr, settings.steps)
+    optimizers = Optimizers(model, settings.muon_lr, settings.adam_lr, settings.steps)
     running = 0.0
     progress = tqdm(range(settings.steps), desc="language model", unit="step", position=0, mininterval=1.0)
     for step in progress:
@@ -153,7 +153,7 @@ def pretrain_llm(folder: Path, settings: LlmSettings, seed: int) -> dict:
         counted = weights[:, 1:].flatten()
         loss = (losses * counted).sum() / counted.sum()
         loss.backward()
-        optimisers.step(step)
+        optimizers.step(step)
         answers = losses.detach()[counted == 1].mean().item()
         running = answers if step == 0 else 0.95 * running + 0.05 * answers
         progress.set_postfix(answer_loss=f"{running:.3f}", refresh=False)

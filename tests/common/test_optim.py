@@ -32,12 +32,12 @@ def matrices() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
-def train(optimiser: torch.optim.Optimizer, steps: int = 4) -> None:
+def train(optimizer: torch.optim.Optimizer, steps: int = 4) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        for matrix in optimiser.param_groups[0]["params"]:
+        for matrix in optimizer.param_groups[0]["params"]:
             matrix.grad = torch.randn(matrix.shape, generator=generator)
-        optimiser.step()
+        optimizer.step()
 
 
 def test_on_a_cpu_no_product_is_in_half_precision():
@@ -71,13 +71,13 @@ def test_the_update_is_nearly_orthogonal():
 
 def test_its_state_is_pytorchs_and_comes_back():
     ours = matrices()
-    optimiser = Muon(ours, lr=0.02)
-    train(optimiser)
-    state = copy.deepcopy(optimiser.state_dict())
+    optimizer = Muon(ours, lr=0.02)
+    train(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
     again = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
     resumed = Muon(again, lr=0.5)
     resumed.load_state_dict(state)
-    train(optimiser)
+    train(optimizer)
     train(resumed)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
     torch.optim.Muon(matrices()).load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Optimiser steps of stage 1: schedule, loss, backward, AdamW, against the original's losses and parameters."""
+"""Optimizer steps of stage 1: schedule, loss, backward, AdamW, against the original's losses and parameters."""
 
 from __future__ import annotations
 

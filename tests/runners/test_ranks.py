@@ -144,12 +144,12 @@ def test_four_ranks_enter_the_same_collectives_in_the_same_order(tmp_path):
     def listen(rank: int) -> None:
         from torch.distributed.fsdp._fully_shard import _fsdp_collectives as gathering
 
-        from chatbridge.runners.step import OptimiserStep
+        from chatbridge.runners.step import OptimizerStep
         from chatbridge.runners.strategy import Strategy
 
         log = (tmp_path / f"rank{rank}.txt").open("w", buffering=1)
         all_reduce, gather, wrap, step = (
-            dist.all_reduce, gathering.foreach_all_gather, Strategy.wrap, OptimiserStep.__call__,
+            dist.all_reduce, gathering.foreach_all_gather, Strategy.wrap, OptimizerStep.__call__,
         )  # fmt: skip
 
         def bucket(_, bucket):
@@ -174,7 +174,7 @@ def test_four_ranks_enter_the_same_collectives_in_the_same_order(tmp_path):
             log.write(f"# {[b.modalities for b in micro]}\n")
             return step(self, micro, *args, **kwargs)
 
-        dist.all_reduce, Strategy.wrap, OptimiserStep.__call__ = reduced, wrapped, stepped
+        dist.all_reduce, Strategy.wrap, OptimizerStep.__call__ = reduced, wrapped, stepped
         import torch.distributed.fsdp._fully_shard._fsdp_param_group as group
 
         group.foreach_all_gather = gathered

@@ -181,7 +181,7 @@ def test_no_checkpoint_within_the_grace_time_is_an_error(tmp_path):
     def stuck(rank: int) -> None:
         from chatbridge.runners import training
 
-        training.OptimiserStep.__call__ = lambda *a, **k: time.sleep(3600)
+        training.OptimizerStep.__call__ = lambda *a, **k: time.sleep(3600)
 
     run = Run(tmp_path / "out", arguments(yaml, tmp_path / "out"), before=stuck)
     assert run.until(lambda: (tmp_path / "out" / "events.jsonl").exists())
@@ -255,7 +255,7 @@ def test_changed_annotations_are_refused(tmp_path, capsys):
 def test_verify_resume_proves_it_on_the_users_own_run(tmp_path, capsys):
     yaml = prepare(tmp_path)
     assert train.main(["--cfg-path", str(yaml), "--verify-resume", "10"]) == 0
-    assert "the same losses, samples, weights and optimiser state" in capsys.readouterr().out
+    assert "the same losses, samples, weights and optimizer state" in capsys.readouterr().out
     assert train.main(["--cfg-path", str(yaml), "--verify-resume", "2"]) == 1
     assert "at least 4 steps" in capsys.readouterr().err
 

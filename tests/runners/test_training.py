@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from chatbridge.common.checkpoint import find_latest, load_weights
 from chatbridge.common.loggers import JsonLines, MetricsLog
-from chatbridge.runners.step import OptimiserStep
+from chatbridge.runners.step import OptimizerStep
 from tests import tiny
 from tests.patience import PATIENCE
 
@@ -177,7 +177,7 @@ def test_memory_that_runs_out_is_one_line(tmp_path, capsys, monkeypatch, error):
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(OptimiserStep, "__call__", fail)
+    monkeypatch.setattr(OptimizerStep, "__call__", fail)
     assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tiny.make_config(tmp_path, max_steps=2)))]) == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "memory has run out" in said and "--plan" in said

@@ -16,7 +16,7 @@ from chatbridge import register_all
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.common.config import load_config
 from chatbridge.runners.assembly import Assembly
-from chatbridge.runners.step import OptimiserStep
+from chatbridge.runners.step import OptimizerStep
 from chatbridge.runners.watchdog import Watchdog
 from tests import tiny
 from tests.patience import PATIENCE
@@ -36,9 +36,9 @@ def spoil(*steps: int, rank: int | None = None, value: float = float("nan")):
 
     def before(this: int) -> None:
         from chatbridge.models import ChatBridge
-        from chatbridge.runners.step import OptimiserStep
+        from chatbridge.runners.step import OptimizerStep
 
-        forward, step, taken = ChatBridge.forward, OptimiserStep.__call__, [0]
+        forward, step, taken = ChatBridge.forward, OptimizerStep.__call__, [0]
 
         def spoilt(self, batch, **options):
             output = forward(self, batch, **options)
@@ -50,7 +50,7 @@ def spoil(*steps: int, rank: int | None = None, value: float = float("nan")):
             taken[0] += 1
             return step(self, *args, **kwargs)
 
-        ChatBridge.forward, OptimiserStep.__call__ = spoilt, counted
+        ChatBridge.forward, OptimizerStep.__call__ = spoilt, counted
 
     return before
 
@@ -98,7 +98,7 @@ def test_the_scaler_looks_for_its_scale_and_its_collapse_is_told(tmp_path):
     prepared = AcceleratedOptimizer(optimizer, scaler=accelerator.scaler)
     accelerator._optimizers = [prepared]
     names = list(assembly.datasets)
-    step = OptimiserStep(model, model, [prepared], accelerator, names, None)
+    step = OptimizerStep(model, model, [prepared], accelerator, names, None)
     handle = model.bridges["audio"].projector.projection.weight.register_hook(lambda grad: grad * float("inf"))
     found = [step([batch], 1e-3) for _ in range(3)]
     assert [(r.overflow, bool(r.problem)) for r in found] == [(True, True), (True, True), (False, True)]
@@ -190,13 +190,13 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
 
             Watchdog._report = lambda self, still: time.sleep(3600)  # it cannot speak for itself
             return
-        from chatbridge.runners.step import OptimiserStep
+        from chatbridge.runners.step import OptimizerStep
         from chatbridge.runners.training import TrainingRunner
 
-        one_step, take = TrainingRunner._one_step, OptimiserStep.__call__
+        one_step, take = TrainingRunner._one_step, OptimizerStep.__call__
 
         def known(self, bar):
-            OptimiserStep.__call__ = lambda step, *a, **k: gives_up(self) if self.step == 4 else take(step, *a, **k)
+            OptimizerStep.__call__ = lambda step, *a, **k: gives_up(self) if self.step == 4 else take(step, *a, **k)
             return one_step(self, bar)
 
         def gives_up(runner):
