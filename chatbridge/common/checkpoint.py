@@ -5,8 +5,8 @@
         trainer.pt          optimizer, scaler, counters (tensors and plain values: read with weights_only)
         config.yaml         what the run used
         SHA256SUMS          of these files; compared whenever they are read
-    output_dir/checkpoints/latest   the newest complete folder's name
-    output_dir/checkpoints/best     the name of the one with the lowest validation loss, where there is validation
+    output_dir/checkpoints/latest   the newest complete folder's name, and a checksum of it on the next line
+    output_dir/checkpoints/best     the same of the one with the lowest validation loss, where there is validation
 
 A folder is written under another name and renamed when it is whole, so that a kill leaves the one before intact.
 """
@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _write_folder(folder: Path, step: int, weights: dict[str, Tensor], trainer: 
 def _point(root: Path, name: str, target: str) -> None:
     """Let the file `name` hold `target`, with no moment at which it holds anything but the old or the new."""
     partial = root / f".{name}.partial"
-    partial.write_text(target, encoding="utf-8")
+    partial.write_text(f"{target}\n{_checksum(target)}\n", encoding="utf-8")
     _flush(partial)
     partial.replace(root / name)
     _flush(root)
@@ -125,13 +126,23 @@ def _step(folder: Path) -> int:
 
 
 def _named(root: Path, pointer: str) -> str:
-    """What the file `pointer` names; empty where there is no such file. Raises DocumentError."""
+    """What the file `pointer` names; empty where there is no such file. Raises DocumentError.
+
+    Earlier versions wrote the name alone: such a file is believed.
+    """
     try:
-        return read_text(root / pointer, most=1000).strip()
+        name, _, checksum = read_text(root / pointer, most=1000).strip().partition("\n")
     except DocumentError as error:
         if error.reason == MISSING:
             return ""
         raise
+    if checksum and checksum != _checksum(name):
+        raise DocumentError(root / pointer, f"names {name[:80]!r}, which is not what was written")
+    return name
+
+
+def _checksum(name: str) -> str:
+    return f"{zlib.crc32(name.encode()):08x}"
 
 
 def remove_partial(output_dir: str | Path) -> list[str]:

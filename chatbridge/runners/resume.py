@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from chatbridge.common.checkpoint import (
     CONFIG,
@@ -25,6 +26,8 @@ from chatbridge.common.checkpoint import (
 from chatbridge.common.config import Config
 from chatbridge.common.documents import DocumentError, read_yaml
 from chatbridge.common.ledger import join_counts
+from chatbridge.common.optim import build_optimizers
+from chatbridge.common.schema import bind
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.record import changes, refuse
 
@@ -36,7 +39,7 @@ class Resumed:
     """A checkpoint that the run goes on from.
 
     Attributes:
-        folder: where it is. weights: trainable tensors. trainer: everything else.
+        folder: where it is. weights: trainable tensors. trainer: everything else. config: of then, as plain values.
         accepted: changes of the configuration since then that the user allows, a line each.
         accepts_new_workers: whether streams may begin a new epoch where the number of workers has changed.
     """
@@ -44,6 +47,7 @@ class Resumed:
     folder: Path
     weights: dict[str, Tensor]
     trainer: dict[str, Any]
+    config: dict[str, Any]
     accepted: list[str]
     accepts_new_workers: bool
 
@@ -57,6 +61,43 @@ class Resumed:
         if len(self.reading) == world:
             return self.reading[rank]["ledger"]
         return join_counts(state["ledger"] for state in self.reading) if rank == 0 else {}
+
+    def load_optimizers(
+        self, optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, run: TrainingConfig
+    ) -> None:
+        """Give optimizers their state, and keep the options of their groups (weight decay, betas) that were accepted.
+
+        PyTorch's state holds these options, too, and maybe what an optimizer adapts among them. So only those are kept
+        that the configuration of then would not have made.
+
+        Args:
+            run: the ``run:`` section that the optimizers were made by, over the model's parameters.
+
+        Raises:
+            ValueError: the state is of other optimizers.
+        """
+        states, before, now = self.trainer["optimizers"], [], []
+        if self.accepted:
+            known = {field.name for field in fields(run)}
+            then = {name: value for name, value in self.config.get("run", {}).items() if name in known}
+            before = build_optimizers(
+                model.named_parameters(), bind(type(run), then, str(self.folder / CONFIG), self.folder)
+            )
+            now = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        if len(states) != len(optimizers) or (before and _layout(before) != _layout(optimizers)):
+            raise ValueError(
+                "its optimizers are others, or have other groups of parameters; take the old run.optimizer and "
+                "run.decay, or begin a run in another run.output_dir with its weights (model.weights)"
+            )
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        for optimizer, old, new in zip(optimizers if before else [], before, now, strict=True):
+            for group, was, wanted in zip(optimizer.param_groups, old.param_groups, new, strict=True):
+                for name in (was.keys() | wanted.keys()) - {"params"}:
+                    if name not in wanted:
+                        group.pop(name, None)
+                    elif name not in was or was[name] != wanted[name]:
+                        group[name] = wanted[name]
 
     @contextmanager
     def taking_over(self) -> Iterator[None]:
@@ -100,7 +141,13 @@ def find_resumable(config: Config, hashes: Mapping[str, Any], world: int) -> Res
             folder.name, trainer["world"], world,
         )  # fmt: skip
     workers = any(name in run.accept_changes for name in ("run.num_workers", "world"))
-    return Resumed(folder, weights, trainer, accepted, workers)
+    return Resumed(folder, weights, trainer, before, accepted, workers)
+
+
+def _layout(optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+    """Class and parameters of every optimizer, group by group; accelerate's wrappers are looked into."""
+    bare = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+    return [(type(one), [[id(p) for p in group["params"]] for group in one.param_groups]) for one in bare]
 
 
 Stored = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]

@@ -150,11 +150,7 @@ class TrainingRunner:
             return None
         self.model.load_trainable(resumed.weights, f"checkpoint '{resumed.folder}'")
         with resumed.taking_over():
-            states = resumed.trainer["optimizers"]
-            if len(states) != len(self.optimizers):
-                raise ValueError(f"it is of {len(states)} optimizers, here are {len(self.optimizers)}")
-            for optimizer, state in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict(state)
+            resumed.load_optimizers(self.optimizers, self.model, self.config)
             if self.accelerator.scaler is not None and resumed.trainer["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(resumed.trainer["scaler"])
             self.batches.load_state_dict(

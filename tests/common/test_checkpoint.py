@@ -51,7 +51,18 @@ def test_milestones_and_the_best_stay(tmp_path):
         save(tmp_path, step, keep=1, every=20, best=step == 15)
     folders = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
     assert folders == ["step_00000015", "step_00000020", "step_00000040"]
-    assert (tmp_path / "checkpoints" / "best").read_text() == "step_00000015"
+    assert (tmp_path / "checkpoints" / "best").read_text().splitlines()[0] == "step_00000015"
+
+
+def test_a_flipped_bit_of_the_pointer_is_noticed(tmp_path):
+    for step in (5, 7):
+        save(tmp_path, step)
+    pointer = tmp_path / "checkpoints" / "latest"
+    pointer.write_text(pointer.read_text().replace("step_00000007", "step_00000005"))
+    with pytest.raises(CheckpointError, match="latest: names 'step_00000005', which is not what was written"):
+        find_latest(tmp_path)
+    pointer.write_text("step_00000005")  # as earlier versions wrote it
+    assert find_latest(tmp_path).name == "step_00000005"
 
 
 def test_missing_and_damaged_are_named(tmp_path):

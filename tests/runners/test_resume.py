@@ -243,6 +243,38 @@ def test_accepted_and_harmless_changes_go_on(tmp_path):
     assert [line["text"] for line in lines if line["event"] == "changed"] == ["run.init_lr: 0.001 -> 0.002"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("muon", ["run.weight_decay=0.2", "run.betas=[0.5,0.9]", "run.muon_lr=0.5"]),
+        ("{name: adamw, lr: 0.01}", ["run.init_lr=0.002", "run.optimizer.eps=0.001"]),
+        ("{name: adamw, lr: 0.01}", ["run.optimizer=adamw"]),
+    ],
+)
+def test_accepted_changes_of_an_optimizer_take_effect(tmp_path, optimizer, options):
+    """Its groups are as a new run's, its moments are those of the checkpoint."""
+    yaml, out, new = prepare(tmp_path), tmp_path / "out", tmp_path / "new"
+    assert train.main(arguments(yaml, out, f"run.optimizer={optimizer}", "run.stop_at=4")) == 0
+    changed = [f"run.optimizer={optimizer}", *options, "run.stop_at=5"]
+    assert train.main(arguments(yaml, out, *changed, "run.accept_changes=[run]")) == 0
+    assert train.main(arguments(yaml, new, *changed)) == 0
+    resumed, fresh = (load_trainer(find_latest(folder))["optimizers"] for folder in (out, new))
+    for one, other in zip(resumed, fresh, strict=True):
+        groups, wanted = ([{**group, "lr": 0} for group in state["param_groups"]] for state in (one, other))
+        assert groups == wanted
+    steps, wanted = ([state["step"] for state in one[0]["state"].values()] for one in (resumed, fresh))
+    assert steps == wanted and max(steps) > 1
+
+
+@pytest.mark.parametrize("option", ["run.optimizer=muon", "run.decay=matrices"])
+def test_changes_that_an_optimizers_state_does_not_fit_are_refused(tmp_path, option, capsys):
+    yaml, out = prepare(tmp_path), tmp_path / "out"
+    assert train.main(arguments(yaml, out, "run.stop_at=2")) == 0
+    assert train.main(arguments(yaml, out, option, "run.accept_changes=[run]")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "trainer.pt: does not fit this run" in line and "take the old run.optimizer and run.decay" in line
+
+
 def test_changed_annotations_are_refused(tmp_path, capsys):
     yaml, out = prepare(tmp_path), tmp_path / "out"
     assert train.main(arguments(yaml, out, "run.stop_at=4")) == 0
