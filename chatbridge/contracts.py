@@ -22,8 +22,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chatbridge.common.batch import MultimodalBatch
-    from chatbridge.common.raw import RawMedia
+    from chatbridge.common.batch import MultimodalBatch, RawMedia
     from chatbridge.common.tokenizer import Tokenizer
     from chatbridge.conversation.tokens import TokenizedSample
     from chatbridge.datasets.kinds import TaskKind

@@ -19,7 +19,7 @@ from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.orders import Order, Shuffled
+from chatbridge.datasets.mixture import Order, Shuffled
 from chatbridge.datasets.records import Record
 from chatbridge.processors.base import build_processors
 from chatbridge.processors.media import MediaLoader

@@ -1,4 +1,4 @@
-"""Tokenised samples and their media to one `MultimodalBatch`."""
+"""Tokenised samples and their media to one `MultimodalBatch`: padded, or packed first-fit; how many make a batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatbridge.common.batch import IGNORE, MIXED, TEXT, MultimodalBatch
-from chatbridge.common.raw import RawMedia, stack_media
+from chatbridge.common.batch import IGNORE, MIXED, TEXT, MultimodalBatch, RawMedia, stack_media
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.tokens import TokenizedSample
-from chatbridge.datasets.packing import first_fit
 
 
 @dataclass(slots=True)
@@ -170,3 +168,62 @@ def _stack_media(examples: Sequence[Example], sources: Sequence[str]) -> dict[st
             names = ", ".join(example.tokens.id for example in examples)
             raise ValueError(f"media of '{modality}' differ in shape within one batch: {told} (samples {names})")
     return {modality: stack_media(tensors) for modality, tensors in sorted(gathered.items())}
+
+
+class PackedRows:
+    """Rows of `capacity` positions; each sample goes into the first that has room for it, else into a new one.
+
+    Args:
+        limit: rows at most; None for any number.
+    """
+
+    def __init__(self, capacity: int, limit: int | None = None):
+        self.capacity, self.limit = capacity, limit
+        self.rows: list[list[int]] = []
+        self._free: list[int] = []
+
+    def add(self, number: int, length: int) -> bool:
+        """Put a sample into a row; False where there is no room."""
+        row = next((row for row, free in enumerate(self._free) if length <= free), len(self.rows))
+        if row == len(self.rows):
+            if self.limit is not None and row >= self.limit:
+                return False
+            self.rows.append([])
+            self._free.append(self.capacity)
+        self.rows[row].append(number)
+        self._free[row] -= length
+        return True
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The numbers of the samples in each row. Raises ValueError for a sample longer than a row."""
+    packed = PackedRows(capacity)
+    for number, length in enumerate(lengths):
+        if length > capacity:
+            raise ValueError(f"a sample of {length} positions does not fit into a row of {capacity}; raise pack")
+        packed.add(number, length)
+    return packed.rows
+
+
+class TokenBudget:
+    """Says, sample after sample, whether one more fits into a batch.
+
+    Args:
+        positions: the batch's budget, padding included; pack: positions of a packed row, None for a row each.
+    """
+
+    def __init__(self, positions: int, pack: int | None = None):
+        self.positions = positions
+        self.packed = PackedRows(pack, max(1, positions // pack)) if pack is not None else None
+        self.count = self.longest = 0
+
+    def add(self, length: int) -> bool:
+        """Count a sample in, or return False and leave it out; the first always fits."""
+        longest = max(self.longest, length)
+        if self.packed is not None:
+            fits = self.packed.add(self.count, length)
+        else:
+            fits = self.count == 0 or (self.count + 1) * longest <= self.positions
+        if fits:
+            self.count, self.longest = self.count + 1, longest
+        return fits

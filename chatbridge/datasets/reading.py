@@ -16,13 +16,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from chatbridge.common.batch import MIXED, MultimodalBatch
-from chatbridge.common.raw import mapped
+from chatbridge.common.batch import MIXED, MultimodalBatch, mapped
 from chatbridge.common.shared_memory import DEV_SHM, SHM_SIZE, shared_copy
 from chatbridge.datasets.builder import TaskDataset
-from chatbridge.datasets.collate import Collator
+from chatbridge.datasets.collate import Collator, TokenBudget
 from chatbridge.datasets.mixture import BatchPlan, Mixture
-from chatbridge.datasets.packing import TokenBudget
 from chatbridge.datasets.streams import Read, SampleStream, restarted, stream_of
 
 logger = logging.getLogger("chatbridge")

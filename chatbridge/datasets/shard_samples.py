@@ -3,50 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from chatbridge.common.documents import parse_json
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.local_shards import Extent, LocalShards
 from chatbridge.datasets.records import Record, is_blank
-from chatbridge.processors.base import Blob, MediaError
-from chatbridge.processors.media import MediaLoader
-
-
-class Reference(str):
-    """The name of a shard's member, for messages, and where its bytes are.
-
-    Attributes:
-        source: the bytes themselves or, of a shard that is read by number, (number of the shard, where in it).
-    """
-
-    source: bytes | tuple[int, Extent]
-
-    def __new__(cls, name: str, source: bytes | tuple[int, Extent] = b"") -> Reference:
-        made = super().__new__(cls, name)
-        made.source = source
-        return made
-
-
-class ShardMedia(MediaLoader):
-    """Loads members of shards."""
-
-    def __init__(self, processors: Mapping[str, Any], shards: LocalShards):
-        super().__init__(processors, {})
-        self.shards = shards
-
-    def load(self, modality: str, name: Reference, rng: random.Random | None = None) -> Tensor:
-        data = name.source if isinstance(name.source, bytes) else self.shards.bytes_at(*name.source)
-        return self._read(modality, Blob(str(name), data), rng)
-
-    def find(self, modality: str, name: str) -> Path:
-        """What stands for the file in reports: the shard's path with the member's name."""
-        return Path(name)
+from chatbridge.processors.base import MediaError
 
 
 def annotation(

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chatbridge.common.documents import irregular
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
 from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset, one_sample
-from chatbridge.datasets.local_shards import LocalShards
-from chatbridge.datasets.orders import Blend, BlendedOrder, ShardOrder
+from chatbridge.datasets.mixture import Blend, BlendedOrder, ShardOrder
 from chatbridge.datasets.records import Record
-from chatbridge.datasets.shard_samples import Reference, ShardMedia, annotation, members_of
-from chatbridge.datasets.shards import Shard, find_shards, is_local, local_path, scan
-from chatbridge.datasets.tar_streams import PROBLEM
-from chatbridge.datasets.tars import BLOCK
-from chatbridge.processors.base import MediaError
+from chatbridge.datasets.shard_readers import PROBLEM, LocalShards, MemberPlace
+from chatbridge.datasets.shard_samples import annotation, members_of
+from chatbridge.datasets.shards import Shard, check_local, find_shards, is_local
+from chatbridge.processors.base import ArchiveMember, MediaError
+from chatbridge.processors.media import MediaLoader
 
 FIRST = 8
 """Samples that are looked at before training starts."""
@@ -112,7 +110,8 @@ class ShardDataset(TaskDataset):
             self._look()
         except ValueError as error:
             raise ValueError(f"dataset '{name}': {error}") from error
-        self.media = ShardMedia(self.processors, LocalShards([s for shards in self.lists for s in shards]))
+        self.media = MediaLoader(self.processors, {})
+        self.reader = LocalShards([shard for shards in self.lists for shard in shards])
         if not self.sequential:
             self._try_first()
 
@@ -134,7 +133,7 @@ class ShardDataset(TaskDataset):
         for number, shards in enumerate(self.lists):
             kept = []
             for shard in shards:
-                looked, problem = _look_at(shard, self.sequential) if is_local(shard.url) else (shard, None)
+                looked, problem = check_local(shard, self.sequential) if is_local(shard.url) else (shard, None)
                 if problem is not None:
                     problems.append(f"{shard.url}: {problem}")
                 if looked.samples is None or looked.samples > 0:
@@ -189,12 +188,11 @@ class ShardDataset(TaskDataset):
         if self.sequential:
             raise ValueError(f"dataset '{self.name}': shards read in sequence have no sample number {index}")
         number, place = self._place(index)
-        name, found = self.media.shards.entry(number, place)
-        return self.parse(self.media.shards.shards[number], {"__key__": name, **found}, number)
+        return self.parse(self.reader.shards[number], self.reader.members(number, place))
 
     def where(self, index: int) -> tuple[str, int]:
         number, place = self._place(index)
-        return self.media.shards.shards[number].url, place
+        return self.reader.shards[number].url, place
 
     def _place(self, index: int) -> tuple[int, int]:
         """(number of the shard, sample in it)."""
@@ -202,8 +200,8 @@ class ShardDataset(TaskDataset):
         number = bisect_right(self._ends, index)
         return number, index - (self._ends[number - 1] if number else 0)
 
-    def parse(self, shard: Shard, members: Mapping[str, Any], number: int | None = None) -> Record:
-        """A sample's record. `number` is the shard's, where `members` has the places of media; else it has the bytes.
+    def parse(self, shard: Shard, members: Mapping[str, Any]) -> Record:
+        """The record of a sample as `LocalShards.members` or `samples_in_sequence` gives it.
 
         Raises:
             MediaError: a malformed entry, or a medium that is not there.
@@ -216,33 +214,9 @@ class ShardDataset(TaskDataset):
             chosen = members_of(where, record, modality, members, tuple(self.processors[modality].extensions))
             # The record was made here, and so was its table of files.
             record.files[modality] = tuple(
-                Reference(f"{where}.{e}", members[e] if number is None else (number, members[e])) for e in chosen
+                ArchiveMember(f"{where}.{ending}", self._bytes_of(members[ending])) for ending in chosen
             )
         return record
 
-
-def _look_at(shard: Shard, sequential: bool) -> tuple[Shard, str | None]:
-    """A local shard with its size, and what is wrong with it."""
-    path = Path(local_path(shard.url))
-    try:
-        found = path.stat()
-    except (OSError, ValueError) as error:
-        return replace(shard, samples=0), f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-    if problem := irregular(found):
-        return replace(shard, samples=0), problem
-    size = found.st_size
-    plain = path.suffix == ".tar"
-    if shard.samples is not None:
-        changed = shard.size is not None and shard.size != size or plain and shard.samples * BLOCK > size
-        if not changed or sequential:
-            told = f"{shard.size} and {shard.samples} samples"
-            return shard, f"has {size} bytes, its index says {told}" if changed else None
-    elif sequential or not plain:
-        return shard, "is empty (0 bytes)" if size == 0 else None
-    table = scan(path)
-    problem = table.problem
-    if shard.samples is not None:
-        problem = (
-            problem or f"has {size} bytes and {len(table)} samples, its index says {shard.size} and {shard.samples}"
-        )
-    return Shard(shard.url, len(table), size), problem
+    def _bytes_of(self, member: bytes | MemberPlace) -> Callable[[], bytes]:
+        return partial(bytes, member) if isinstance(member, bytes) else partial(self.reader.read, member)

@@ -1,18 +1,16 @@
-"""Tar shards of the webdataset layout: lists of them, their indexes, and where samples begin in them."""
+"""Tar shards of the webdataset layout: what patterns and index files name."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chatbridge.common.documents import DocumentError, open_regular, read_json
-from chatbridge.datasets.tars import CutOff, members, split_name
+from chatbridge.common.documents import DocumentError, irregular, read_json
+from chatbridge.datasets.tars import BLOCK, scan
 
 LINKED_FOLDER = "shards"
 """The one link that an index may follow out of its folder: `dataset_prep` makes it to tars that stay where they are."""
@@ -166,45 +164,28 @@ def _count(path: Path, url: str, what: str, value: Any) -> int | None:
     raise DocumentError(path, f"is not an index of shards: the {what} of '{url}' are no number that can be")
 
 
-@dataclass
-class Table:
-    """Where the samples of a local tar begin.
-
-    Attributes:
-        starts: byte offset of every sample, and the end of the last one.
-        problem: what is wrong with the file behind the last whole sample; None for a whole tar.
-    """
-
-    starts: array
-    problem: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-
-def scan(path: str | Path) -> Table:
-    """The table of a local tar, from its headers alone; a cut one gives its whole samples and the problem.
-
-    Raises:
-        OSError: a file that cannot be opened. ValueError: a pipe or a device.
-    """
-    starts, problem, key, end = array("q"), None, None, 0
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            return Table(array("q", [0]), "is empty (0 bytes)")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                for member in members(data, size):
-                    split = split_name(member.name)
-                    if split is not None and split[0] != key:
-                        key = split[0]
-                        starts.append(member.header)
-                    end = member.end
-            except ValueError as error:
-                problem = str(error)
-                cut = split_name(error.name) if isinstance(error, CutOff) and error.name else None
-                if starts and cut is not None and cut[0] == key:
-                    end = starts.pop()  # the sample that the file ends in
-    starts.append(end)
-    return Table(starts, problem)
+def check_local(shard: Shard, sequential: bool) -> tuple[Shard, str | None]:
+    """A local shard with its size, and what is wrong with it; one without an index is scanned unless `sequential`."""
+    path = Path(local_path(shard.url))
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        return replace(shard, samples=0), f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    if problem := irregular(found):
+        return replace(shard, samples=0), problem
+    size = found.st_size
+    plain = path.suffix == ".tar"
+    if shard.samples is not None:
+        changed = shard.size is not None and shard.size != size or plain and shard.samples * BLOCK > size
+        if not changed or sequential:
+            stated = f"{shard.size} and {shard.samples} samples"
+            return shard, f"has {size} bytes, its index says {stated}" if changed else None
+    elif sequential or not plain:
+        return shard, "is empty (0 bytes)" if size == 0 else None
+    table = scan(path)
+    problem = table.problem
+    if shard.samples is not None:
+        problem = (
+            problem or f"has {size} bytes and {len(table)} samples, its index says {shard.size} and {shard.samples}"
+        )
+    return Shard(shard.url, len(table), size), problem

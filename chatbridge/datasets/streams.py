@@ -20,10 +20,10 @@ import numpy as np
 from chatbridge.common.ledger import LedgerEntry
 from chatbridge.datasets.builder import MAX_TRIES, TaskDataset, describe, one_sample
 from chatbridge.datasets.collate import Example
-from chatbridge.datasets.orders import Blend, name_number
+from chatbridge.datasets.mixture import Blend, generator
+from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
 from chatbridge.datasets.sharded import ShardDataset
 from chatbridge.datasets.shards import Shard
-from chatbridge.datasets.tar_streams import ShardLost, samples
 
 State: TypeAlias = "dict[str, Any]"
 Read: TypeAlias = "tuple[Example, list[LedgerEntry]]"
@@ -83,13 +83,13 @@ class NumberedStream(SampleStream):
 
 
 class ShardStream(SampleStream):
-    """A part of the shards of a dataset, each read from its beginning; unusable samples are passed over, and told."""
+    """A part of the shards of a dataset, each read from its beginning; unusable samples are reported."""
 
     def __init__(self, dataset: ShardDataset, seed: int, worker: int, workers: int, state: State | None):
         super().__init__(dataset, worker, workers, state or {"position": 0, "lists": [{}] * len(dataset.lists)})
         self.blend, self.count = Blend(dataset.weights, seed, dataset.name), self._state["position"]
         self.lists = [
-            ShardReader(dataset, number, seed, worker, workers, saved)
+            ShardListReader(dataset, number, seed, worker, workers, saved)
             for number, saved in enumerate(self._state["lists"])
         ]
 
@@ -119,7 +119,7 @@ class ShardStream(SampleStream):
         return {"position": self.count, "lists": [shards.state_dict() for shards in self.lists]}
 
 
-class ShardReader:
+class ShardListReader:
     """One list's shards as a worker reads them: epoch after epoch, shuffled inside windows of `shuffle` samples.
 
     The window is the shuffle buffer. After a restart it is read again, from its first sample on: `start` is that one's
@@ -129,7 +129,7 @@ class ShardReader:
     def __init__(self, dataset: ShardDataset, number: int, seed: int, worker: int, workers: int, state: State):
         self.dataset, self.seed, self.worker, self.workers = dataset, seed, worker, workers
         self.shards: list[Shard] = dataset.lists[number]
-        self.salt = name_number(f"{dataset.name}/{number}")
+        self.name = f"{dataset.name}/{number}"
         self.parts = -(-workers // len(self.shards))  # fewer shards than workers: several share each
         if "runs" in state:
             state = _of_earlier_version(state)
@@ -148,7 +148,7 @@ class ShardReader:
         """The next sample with its shard and a name of its place; what was lost on the way is put to `entries`."""
         if self._window is None:
             self._fill()
-            if self.taken:  # what was lost was told when the window was read for the first time
+            if self.taken:  # what was lost was reported when the window was read for the first time
                 self._notes = [note for note in self._notes if not note.count]
         while self.taken >= len(self._window):
             self.window, self.start, self.taken = self.window + 1, self._behind, 0
@@ -175,24 +175,24 @@ class ShardReader:
         raise ValueError(f"dataset '{self.dataset.name}': no shard gives a sample in {MAX_TRIES} epochs{last}")
 
     def _shuffled_shards(self) -> list[tuple[int, int]]:
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 5, self.salt, self.epoch]))
-        every = [(s, p) for s in rng.permutation(len(self.shards)).tolist() for p in range(self.parts)]
+        order = generator(self.seed, 5, self.name, self.epoch).permutation(len(self.shards)).tolist()
+        every = [(shard, part) for shard in order for part in range(self.parts)]
         return every[self.worker :: self.workers]
 
     def _shuffled_places(self, size: int) -> list[int]:
         if not self.dataset.config.shuffle:
             return list(range(size))
-        seeds = [self.seed, 6, self.salt, self.epoch, self.worker, self.workers, self.window]
-        return np.random.default_rng(np.random.SeedSequence(seeds)).permutation(size).tolist()
+        seeds = self.seed, 6, self.name, self.epoch, self.worker, self.workers, self.window
+        return generator(*seeds).permutation(size).tolist()
 
     def _read(self) -> Iterator[tuple[int, int, dict]]:
         """(unit, number, sample) of the epoch from `start` on; a unit is a shard, or a part of one."""
         (first, start), config = self.start, self.dataset.config
         for unit, (index, part) in enumerate(self._units[first:], first):
             shard, begin = self.shards[index], start if unit == first else 0
-            failed = partial(self._note, shard, count=0, said="opened again after: ")
+            failed = partial(self._note, shard, count=0, prefix="opened again after: ")
             try:
-                for number, sample in samples(shard, begin, config.retries, config.retry_seconds, failed):
+                for number, sample in samples_in_sequence(shard, begin, config.retries, config.retry_seconds, failed):
                     if number % self.parts == part:
                         yield unit, number, sample
             except ShardLost as lost:
@@ -200,8 +200,8 @@ class ShardReader:
                 count = len(range(lost.number + (part - lost.number) % self.parts, known, self.parts))
                 self._note(shard, lost.number, lost.reason, max(1, count))
 
-    def _note(self, shard: Shard, number: int, reason: str, count: int, said: str = "") -> None:
-        entry = LedgerEntry(self.dataset.name, f"{shard.name}#{number}", shard.url, said + reason, count=count)
+    def _note(self, shard: Shard, number: int, reason: str, count: int, prefix: str = "") -> None:
+        entry = LedgerEntry(self.dataset.name, f"{shard.name}#{number}", shard.url, prefix + reason, count=count)
         self._notes.append(entry)
 
 
@@ -212,7 +212,7 @@ def stream_of(dataset: TaskDataset, seed: int, worker: int, workers: int, state:
 
 
 def _of_earlier_version(state: State) -> State:
-    """A state of `ShardReader` in checkpoints that list the samples of the window."""
+    """A state of `ShardListReader` in checkpoints that list the samples of the window."""
     if state["runs"]:
         return {**state, "start": state["runs"][0][:2]}
     return {"epoch": state["epoch"], "window": state["window"] + 1, "start": state["next"][:2]}

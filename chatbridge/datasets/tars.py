@@ -7,9 +7,16 @@ convention. A tar is anybody's: nothing is unpacked, and no header makes this re
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from chatbridge.common.documents import open_regular
 
 BLOCK = 512
 
@@ -18,6 +25,9 @@ LARGEST_HEADER = 1 << 20
 
 LARGEST_MEMBER = 1 << 30
 """Bytes of a medium that is read from a tar; all members of a streamed sample together may have as many."""
+
+TEXTS = ("json", "txt")
+"""Endings of what a sample's annotation is in."""
 
 LARGEST_TEXT = 1 << 24
 """Bytes of a sample's annotation."""
@@ -140,6 +150,50 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, ending.lower()
 
 
+@dataclass
+class SampleOffsets:
+    """Where the samples of a local tar begin.
+
+    Attributes:
+        starts: byte offset of every sample, and the end of the last one.
+        problem: what is wrong with the file behind the last whole sample; None for a whole tar.
+    """
+
+    starts: array
+    problem: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def scan(path: str | Path) -> SampleOffsets:
+    """Where the samples of a local tar begin, from its headers alone; of one that is cut off, its whole samples.
+
+    Raises:
+        OSError: a file that cannot be opened. ValueError: a pipe or a device.
+    """
+    starts, problem, key, end = array("q"), None, None, 0
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return SampleOffsets(array("q", [0]), "is empty (0 bytes)")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                for member in members(data, size):
+                    split = split_name(member.name)
+                    if split is not None and split[0] != key:
+                        key = split[0]
+                        starts.append(member.header)
+                    end = member.end
+            except ValueError as error:
+                problem = str(error)
+                cut = split_name(error.name) if isinstance(error, CutOff) and error.name else None
+                if starts and cut is not None and cut[0] == key:
+                    end = starts.pop()  # the sample that the file ends in
+    starts.append(end)
+    return SampleOffsets(starts, problem)
+
+
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
@@ -158,11 +212,11 @@ def _check_header(block: bytes, at: int) -> None:
     """Raise ValueError where a block's checksum says that it is no header."""
     field = block[148:156]
     try:
-        told = int(field.strip(b" \0"), 8)
+        stated = int(field.strip(b" \0"), 8)
     except ValueError:
-        told = -1
+        stated = -1
     rest = block[:148] + b" " * 8 + block[156:]  # its own field is taken for spaces
-    if told == sum(rest) or told == sum(byte - 256 * (byte > 127) for byte in rest):  # some old archivers: signed bytes
+    if stated == sum(rest) or stated == sum(byte - 256 * (byte > 127) for byte in rest):  # signed: old archivers
         return
     for mark, kind in COMPRESSED.items():
         if at == 0 and block.startswith(mark):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatbridge.common.raw import RawMedia, finished
+from chatbridge.common.batch import RawMedia, finished
 from chatbridge.common.registry import ENCODERS, PROJECTORS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Shape

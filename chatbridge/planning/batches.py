@@ -14,8 +14,8 @@ from typing import Any
 
 from chatbridge.common.batch import MIXED
 from chatbridge.contracts import RowsOf
+from chatbridge.datasets.collate import TokenBudget, first_fit
 from chatbridge.datasets.kinds import TaskKind
-from chatbridge.datasets.packing import TokenBudget, first_fit
 from chatbridge.planning.probe import Probe
 from chatbridge.tasks.base import Task
 

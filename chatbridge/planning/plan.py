@@ -14,6 +14,7 @@ from torch import nn
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.devices import device
 from chatbridge.common.schema import ConfigError
+from chatbridge.common.shared_memory import worker_notes
 from chatbridge.planning import verdict
 from chatbridge.planning.batches import PlannedDataset, describe_samples, planned_dataset, planned_mixture, shares
 from chatbridge.planning.costs import Situation, resident, variants
@@ -27,7 +28,6 @@ from chatbridge.processors.base import build_processors
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
 from chatbridge.runners.config import TrainingConfig
-from chatbridge.runners.worker_memory import worker_notes
 
 PROBE_SECONDS = 15.0
 """Opening media for the probe stops after this long, over all datasets."""

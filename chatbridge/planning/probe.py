@@ -17,8 +17,8 @@ from chatbridge.conversation.tokens import TokenizedSample
 from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
+from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
 from chatbridge.datasets.shards import Shard, is_local
-from chatbridge.datasets.tar_streams import ShardLost, samples
 from chatbridge.processors.base import MediaError
 from chatbridge.tasks.base import Rendered
 
@@ -143,7 +143,7 @@ def _in_sequence(dataset: TaskDataset, shard: Shard, count: int, begin: str) -> 
 
     number = -1
     try:
-        for number, sample in islice(samples(shard, 0, 0, 0.0, []), count):
+        for number, sample in islice(samples_in_sequence(shard), count):
             yield _Item(f"#{number}", partial(dataset.parse, shard, sample), random.Random(f"{begin}{number}"))
     except ShardLost as error:
         yield _Item(f"#{number + 1}", partial(lost, error.reason), random.Random(begin))

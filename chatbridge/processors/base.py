@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,18 @@ class Blob:
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True)
+class ArchiveMember:
+    """A medium in an archive, whose bytes are read when its turn comes.
+
+    Attributes:
+        name: the archive's and its own, for messages. read: gives the bytes; raises MediaError.
+    """
+
+    name: str
+    read: Callable[[], bytes]
 
 
 Source = str | Path | Blob

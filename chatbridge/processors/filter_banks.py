@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from chatbridge.common.raw import RawMedia
+from chatbridge.common.batch import RawMedia
 from chatbridge.processors.resampling import reach, resample
 
 FRAME_LENGTH_MS = 25

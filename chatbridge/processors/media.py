@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from torch import Tensor
 
-from chatbridge.common.raw import RawMedia
+from chatbridge.common.batch import RawMedia
 from chatbridge.contracts import Processor
-from chatbridge.processors.base import MediaError, MissingMedia, Source, name_of, reading
+from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, name_of, reading
 
 SUSPECT = re.compile(r"^[./\\]*$|^[/\\]|\.\.|[\0:]")
 """What a file name that leaves its folder, or means the folder itself, has at least one of."""
@@ -47,10 +47,10 @@ class MediaLoader:
         self.processors = dict(processors)
         self.roots = {modality: Path(root) for modality, root in roots.items()}
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str | ArchiveMember], Tensor] = OrderedDict()
         self._cached = 0
 
-    def load(self, modality: str, name: str, rng: random.Random | None = None) -> Tensor | RawMedia:
+    def load(self, modality: str, file: str | ArchiveMember, rng: random.Random | None = None) -> Tensor | RawMedia:
         """One medium as [T, ...]; `rng` given means training. Do not write to the tensor: it may be cached.
 
         Raises:
@@ -58,12 +58,12 @@ class MediaLoader:
             ValueError: when no processor or folder is given for the modality.
         """
         if rng is not None or not self.cache_bytes:
-            return self._load(modality, name, rng)
-        where = (modality, name)
+            return self._load(modality, file, rng)
+        where = (modality, file)
         if where in self._cache:
             self._cache.move_to_end(where)
             return self._cache[where]
-        tensor = self._load(modality, name, None)
+        tensor = self._load(modality, file, None)
         size = tensor.numel() * tensor.element_size()
         if size <= self.cache_bytes:
             self._cache[where] = tensor
@@ -77,8 +77,8 @@ class MediaLoader:
         """The modality's empty medium (black, silent), for ablations."""
         return self._processor(modality).blank()
 
-    def find(self, modality: str, name: str) -> Path:
-        """The file or folder of frames that a reference means.
+    def find(self, modality: str, name: str | ArchiveMember) -> Path:
+        """The file or folder of frames that a reference means; of a member, its name in its archive.
 
         Tried in turn: the name as it is; with each ending of the processor added; with its own ending, if it has
         a media ending, replaced by each (annotation files often name ``clip7.mp4`` for the sound ``clip7.wav``).
@@ -86,6 +86,8 @@ class MediaLoader:
         Raises:
             MediaError: when none exists, or the reference could leave its folder.
         """
+        if isinstance(name, ArchiveMember):
+            return Path(name.name)
         processor = self._processor(modality)
         if modality not in self.roots:
             raise ValueError(f"no media folder is given for '{modality}' (given: {', '.join(sorted(self.roots))})")
@@ -105,14 +107,10 @@ class MediaLoader:
         tried = " ".join(processor.extensions)
         raise MissingMedia(name, f"no such {modality} in {root} (tried the name itself and the endings {tried})")
 
-    def _load(self, modality: str, name: str, rng: random.Random | None) -> Tensor | RawMedia:
-        root = self.roots.get(modality)
-        path = None if root is None else f"{root}/{safe_name(name)}"  # for speed, the first that `find` tries
-        return self._read(modality, path if path and os.path.exists(path) else self.find(modality, name), rng)
-
-    def _read(self, modality: str, source: Source, rng: random.Random | None) -> Tensor | RawMedia:
+    def _load(self, modality: str, file: str | ArchiveMember, rng: random.Random | None) -> Tensor | RawMedia:
         """What the processor makes of a file; whatever it raises, a plugin's included, is a MediaError."""
         processor = self._processor(modality)
+        source = Blob(file.name, file.read()) if isinstance(file, ArchiveMember) else self.find(modality, file)
         with reading(source):
             tensor = processor.load(source, rng)
         if tensor is None:  # only with compat: original, where a sound of under 25 ms gives nothing

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from chatbridge.common.raw import RawMedia
+from chatbridge.common.batch import RawMedia
 from chatbridge.common.schema import key
 from chatbridge.processors.base import PREPROCESS_ON, Source
 from chatbridge.processors.picture_files import MAX_PIXELS, MAX_SIDE, read_rgb

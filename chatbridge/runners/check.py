@@ -17,6 +17,7 @@ from chatbridge.common.optim import build_optimizers
 from chatbridge.common.registry import DATASETS, LOGGERS, MODELS
 from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
+from chatbridge.common.shared_memory import worker_notes
 from chatbridge.datasets.builder import Parts, TaskDataset
 from chatbridge.datasets.reading import check_shapes
 from chatbridge.models.chatbridge import ChatBridgeConfig
@@ -26,7 +27,6 @@ from chatbridge.runners.assembly import Assembly, check_batch_sizes, check_numbe
 from chatbridge.runners.conditions import EvaluationConfig, check_questions
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import check_backend
-from chatbridge.runners.worker_memory import worker_notes
 from chatbridge.weights.inspection import weight_problems
 
 TRIED = 8

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.datasets.builder import one_sample
-from chatbridge.datasets.local_shards import Extent, LocalShards
+from chatbridge.datasets.shard_readers import LocalShards, MemberPlace
 from chatbridge.datasets.shard_samples import annotation, members_of
-from chatbridge.datasets.shards import LINKED_FOLDER, Shard, scan
+from chatbridge.datasets.shards import LINKED_FOLDER, Shard
+from chatbridge.datasets.tars import scan
 from chatbridge.processors.base import Blob
 from chatbridge.processors.text import pre_caption
 from dataset_prep.prep.command import options
@@ -73,12 +74,13 @@ class TarCheck:
 
     def _sample(self, path: Path, reader: LocalShards, number: int) -> tuple[str, int, Drop | None]:
         """(key, bytes of its media, what is wrong with it) of a sample, as training would find it."""
-        key, found, size = f"#{number}", {}, 0
+        key, size = f"#{number}", 0
         try:
             with one_sample:
-                key, found = reader.entry(0, number)
-                size = sum(part.size for part in found.values() if isinstance(part, Extent))
-                self._check(f"{path.name}/{key}", reader, {"__key__": key, **found})
+                found = reader.members(0, number)
+                key = found["__key__"]
+                size = sum(part.size for part in found.values() if isinstance(part, MemberPlace))
+                self._check(f"{path.name}/{key}", reader, found)
         except _Unusable as problem:
             return key, size, Drop(key, problem.reason, str(problem), f"{path.name}/{key}")
         except ValueError as error:
@@ -100,7 +102,7 @@ class TarCheck:
             told = record.problems.get("caption", "")
             raise _Unusable(MALFORMED if told else EMPTY, told)
         for ending in members_of(where, record, self.modality, members, processor.extensions):
-            blob = Blob(f"{members['__key__']}.{ending}", reader.bytes_at(0, members[ending]))
+            blob = Blob(f"{members['__key__']}.{ending}", reader.read(members[ending]))
             check_media(self.modality, blob, self.check, processor)
 
 

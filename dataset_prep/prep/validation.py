@@ -16,8 +16,8 @@ from chatbridge.common.registry import DATASETS
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts, Record, ShardDataset, TaskDataset, TaskKind
 from chatbridge.datasets.builder import one_sample
 from chatbridge.datasets.collate import Example
+from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
 from chatbridge.datasets.shards import is_local
-from chatbridge.datasets.tar_streams import ShardLost, samples
 from chatbridge.processors import MediaError
 from chatbridge.processors.base import MissingMedia
 from chatbridge.processors.tokenizer import load_tokenizer
@@ -106,7 +106,7 @@ class Subject:
         """A shard that is read from its beginning to its end."""
         shard, found = dataset.lists[number][place], Checked(0, 0, [])
         try:
-            for index, sample in samples(shard, 0, 0, 0.0, lambda *_: None):
+            for index, sample in samples_in_sequence(shard):
                 where, label = f"{shard.url}: entry {index}", name
                 try:
                     with one_sample:

@@ -11,7 +11,7 @@ import soundfile
 import webdataset
 from PIL import Image
 
-from chatbridge.datasets.shards import scan
+from chatbridge.datasets.tars import scan
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,

@@ -11,8 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import train
 from chatbridge.common.batch import IGNORE
-from chatbridge.datasets.collate import Collator, Example
-from chatbridge.datasets.packing import TokenBudget, first_fit
+from chatbridge.datasets.collate import Collator, Example, TokenBudget, first_fit
 from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny, toy_model
 from tests.datasets.test_collate import example

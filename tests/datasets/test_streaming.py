@@ -13,11 +13,11 @@ import pytest
 
 import train
 from chatbridge.common.ledger import Ledger, TooManyBadSamples
-from chatbridge.datasets.local_shards import LocalShards
-from chatbridge.datasets.orders import Blend
-from chatbridge.datasets.shards import Shard, find_shards, scan
+from chatbridge.datasets.mixture import Blend
+from chatbridge.datasets.shard_readers import LocalShards, MemberPlace, ShardLost, samples_in_sequence
+from chatbridge.datasets.shards import Shard, find_shards
 from chatbridge.datasets.streams import stream_of
-from chatbridge.datasets.tar_streams import ShardLost, samples
+from chatbridge.datasets.tars import scan
 from chatbridge.processors.base import MediaError
 from tests import tiny
 from tests.datasets.tools import caption, names, picture, sample, shards, stream, take, tar_bytes, write_shards
@@ -25,8 +25,9 @@ from tests.datasets.tools import caption, names, picture, sample, shards, stream
 
 def read_sample(shards_: LocalShards, number: int) -> tuple[str, dict[str, bytes]]:
     """Key and bytes of a sample of the first shard."""
-    key, found = shards_.entry(0, number)
-    return key, {e: part if isinstance(part, bytes) else shards_.bytes_at(0, part) for e, part in found.items()}
+    found = shards_.members(0, number)
+    key = found.pop("__key__")
+    return key, {e: shards_.read(part) if isinstance(part, MemberPlace) else part for e, part in found.items()}
 
 
 def first_epoch(dataset, workers: int) -> list[list[str]]:
@@ -174,7 +175,7 @@ def test_layouts_of_other_tools(tmp_path):
     records = [dataset.record(i) for i in range(5)]
     assert [record.captions[0] for record in records] == ["a cat", "Grüße", "two", "eleven", "a long name"]
     assert [r.id for r in records[:2]] == ["00017", "sub/00018"] and records[4].id == "x" * 150
-    files = [[str(f).rsplit("/", 1)[1] for f in r.files_of("image")] for r in records]
+    files = [[str(dataset.media.find("image", f)).rsplit("/", 1)[1] for f in r.files_of("image")] for r in records]
     assert files[:3] == [["00017.jpg"], ["00018.png"], ["pair.0.jpg", "pair.1.jpg"]]
     assert files[3] == [f"many.{i}.jpg" for i in range(11)]
     assert dataset.read(records[1], dataset.kinds[0])[0].media["image"][0].shape == (1, 3, 8, 8)
@@ -310,9 +311,9 @@ def test_a_remote_shard_that_ends_between_two_samples_is_noticed(tmp_path):
 def test_a_whole_tar_with_too_few_samples_is_noticed(tmp_path):
     ids = write_shards(tmp_path, [6])
     url, told = f"pipe:cat {tmp_path}/000.tar", []
-    assert [sample["__key__"] for _, sample in samples(Shard(url, 6), 3, 0, 0.0, lambda *_: None)] == ids[3:]
+    assert [sample["__key__"] for _, sample in samples_in_sequence(Shard(url, 6), 3)] == ids[3:]
     with pytest.raises(ShardLost, match="ends after 6 samples, its index says 8"):
-        list(samples(Shard(url, 8), 3, 1, 0.0, lambda *failure: told.append(failure)))
+        list(samples_in_sequence(Shard(url, 8), 3, 1, 0.0, lambda *failure: told.append(failure)))
     assert told == [(6, "ends after 6 samples, its index says 8")]
 
 
@@ -431,7 +432,7 @@ def test_the_scanner_agrees_with_tarfile_on_names_and_places(tmp_path):
     assert len(table) == 5 and table.problem is None
     dataset = shards(tmp_path)
     for i in range(5):
-        key, found = read_sample(dataset.media.shards, i)
+        key, found = read_sample(dataset.reader, i)
         assert {f"{key}.{ending}": data for ending, data in found.items()} == samples[i]
     assert caption(0)
 
@@ -457,12 +458,12 @@ def test_a_tar_that_is_cut_while_it_is_open(tmp_path):
     write_shards(tmp_path, [3])
     file = tmp_path / "000.tar"
     shards_ = LocalShards([Shard(str(file))])
-    _, found = shards_.entry(0, 1)
-    assert isinstance(found["json"], bytes) and len(shards_.bytes_at(0, found["jpg"])) == found["jpg"].size
+    found = shards_.members(0, 1)
+    assert isinstance(found["json"], bytes) and len(shards_.read(found["jpg"])) == found["jpg"].size
     with file.open("r+b") as tar:
         tar.truncate(found["jpg"].start + 20)
     with pytest.raises(MediaError, match=r"000\.tar: is cut off before byte"):
-        shards_.bytes_at(0, found["jpg"])
+        shards_.read(found["jpg"])
     with pytest.raises(MediaError, match=r"sample 1 is cut off: \d+ bytes are not there.*the file has changed"):
-        shards_.entry(0, 1)
-    assert shards_.entry(0, 0)[0] == f"{tmp_path.name}0x0"
+        shards_.members(0, 1)
+    assert shards_.members(0, 0)["__key__"] == f"{tmp_path.name}0x0"

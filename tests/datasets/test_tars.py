@@ -13,18 +13,17 @@ import tarfile
 
 import pytest
 
-from chatbridge.datasets import local_shards, tar_streams
-from chatbridge.datasets.local_shards import LocalShards
-from chatbridge.datasets.shards import Shard, scan
-from chatbridge.datasets.tar_streams import ShardLost, samples
-from chatbridge.datasets.tars import members, split_name
+from chatbridge.datasets import shard_readers
+from chatbridge.datasets.shard_readers import LocalShards, ShardLost, samples_in_sequence
+from chatbridge.datasets.shards import Shard
+from chatbridge.datasets.tars import members, scan, split_name
 from chatbridge.processors.base import MediaError
 from tests.datasets.tools import picture, sample, shards, stream, take, tar_bytes
 
 
 def read(path) -> list[dict]:
     """The samples of a tar read in sequence, their bytes by ending."""
-    return [one for _, one in samples(Shard(str(path)), 0, 0, 0.0, lambda *_: None)]
+    return [one for _, one in samples_in_sequence(Shard(str(path)))]
 
 
 def header(name: str = "a.jpg", size: int = 0, kind: bytes = b"0", **fields: bytes) -> bytes:
@@ -123,8 +122,8 @@ def test_what_stands_between_a_samples_members_does_not_tear_it_apart(tmp_path):
     packed = {"a.jpg": b"1", **dict.fromkeys(between, b"junk"), "a.txt": b"2"}
     (tmp_path / "0.tar").write_bytes(tar_bytes([packed]))
     assert read(tmp_path / "0.tar") == [{"__key__": "a", "jpg": b"1", "txt": b"2"}]
-    key, found = LocalShards([Shard(str(tmp_path / "0.tar"))]).entry(0, 0)
-    assert key == "a" and list(found) == ["jpg", "txt"] and len(scan(tmp_path / "0.tar")) == 1
+    found = LocalShards([Shard(str(tmp_path / "0.tar"))]).members(0, 0)
+    assert found["__key__"] == "a" and list(found) == ["__key__", "jpg", "txt"] and len(scan(tmp_path / "0.tar")) == 1
     assert not any(map(split_name, between))
     assert split_name("__a/b.JPG") == ("__a/b", "jpg") and split_name("Pax/T.d.png") == ("Pax/T", "d.png")
 
@@ -133,9 +132,8 @@ def test_members_of_unlikely_size_cost_their_sample(tmp_path, monkeypatch):
     big = {"big.jpg": b"x" * 5000, "big.txt": b"a picture"}
     long = {"long.jpg": picture(1), "long.json": json.dumps({"caption": "a" * 5000}).encode()}
     (tmp_path / "0.tar").write_bytes(tar_bytes([sample(f"s{i}", i) for i in range(6)] + [big, long]))
-    for module in (local_shards, tar_streams):
-        monkeypatch.setattr(module, "LARGEST_MEMBER", 4000)
-        monkeypatch.setattr(module, "LARGEST_TEXT", 3000)
+    monkeypatch.setattr(shard_readers, "LARGEST_MEMBER", 4000)
+    monkeypatch.setattr(shard_readers, "LARGEST_TEXT", 3000)
     assert "too many" in read(tmp_path / "0.tar")[6]["__problem__"]
     for access in ("number", "sequence"):
         batches = take(stream([shards(tmp_path, access=access, shuffle=0)], 4), 4)
@@ -152,7 +150,7 @@ def test_compressed_tars_are_read_and_their_bombs_are_not(tmp_path, monkeypatch,
     good = tar_bytes([sample(f"s{i}", i) for i in range(4)])
     (tmp_path / "0.tar.z").write_bytes(packer(good))
     assert [one["__key__"] for one in read(tmp_path / "0.tar.z")] == [f"s{i}" for i in range(4)]
-    monkeypatch.setattr(tar_streams, "FREELY", 100_000)
+    monkeypatch.setattr(shard_readers, "UNCHECKED_BYTES", 100_000)
     (tmp_path / "0.tar.z").write_bytes(packer(header("a.jpg", 10**7) + b"\0" * 10**7 + END))
     with pytest.raises(ShardLost, match="unpacks to more than 200 times its size"):
         read(tmp_path / "0.tar.z")

@@ -12,7 +12,7 @@ import av
 import torch
 from PIL import Image
 
-from chatbridge.common.raw import RawMedia
+from chatbridge.common.batch import RawMedia
 from chatbridge.demo.previews import preview
 from chatbridge.inference import Medium
 from chatbridge.inference.limits import MediaLimits

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from chatbridge.common.raw import stack_media
+from chatbridge.common.batch import stack_media
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.base import MediaError
 from chatbridge.processors.sampling import pick, split_groups

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import train
-from chatbridge.common.raw import RawMedia, stack_media
+from chatbridge.common.batch import RawMedia, stack_media
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.encoders.beats import BeatsConfig
 from chatbridge.models.projectors import QFormerConfig

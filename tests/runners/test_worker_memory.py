@@ -14,11 +14,9 @@ import torch
 import train
 from chatbridge.common import shared_memory
 from chatbridge.common.config import load_config
-from chatbridge.common.shared_memory import free_for_batches, shared_copy
+from chatbridge.common.shared_memory import free_for_batches, shared_copy, worker_notes
 from chatbridge.datasets import reading
 from chatbridge.processors.image import ImageConfig, ImageProcessor
-from chatbridge.runners import worker_memory
-from chatbridge.runners.worker_memory import worker_notes
 from tests import tiny
 from tests.datasets.tools import folder_set, stream, take, write_folder
 from tests.processes import Run
@@ -143,11 +141,11 @@ def config(tmp_path):
 
 def test_what_workers_need_is_held_against_what_there_is(config, monkeypatch):
     sizes = {"images": 10**6, "sounds": 10**5}  # batches of 4, 4 at a time, 3 workers
-    monkeypatch.setattr(worker_memory, "free_for_batches", lambda: (10**8, "memory"))
+    monkeypatch.setattr(shared_memory, "free_for_batches", lambda: (10**8, "memory"))
     assert worker_notes(config, sizes, 1, 0) == [
         "3 workers hold up to 0.05 GB of batches in memory, of which 0.10 GB are free"
     ]
-    monkeypatch.setattr(worker_memory, "free_for_batches", lambda: (64 * 2**20, "/dev/shm"))
+    monkeypatch.setattr(shared_memory, "free_for_batches", lambda: (64 * 2**20, "/dev/shm"))
     (note,) = worker_notes(config, {"images": 2 * 10**6}, 1, 0)
     assert note.startswith("warning: 3 workers hold up to 0.10 GB of batches in /dev/shm") and "--shm-size" in note
     assert worker_notes(config, {"images": 2 * 10**6}, 2, 1)[0].startswith("3 workers hold up to 0.05 GB")
@@ -155,7 +153,7 @@ def test_what_workers_need_is_held_against_what_there_is(config, monkeypatch):
 
 
 def test_gpus_that_talk_through_dev_shm(config, monkeypatch):
-    monkeypatch.setattr(worker_memory, "free_in_dev_shm", lambda: 64 * 10**6)
+    monkeypatch.setattr(shared_memory, "free_in_dev_shm", lambda: 64 * 10**6)
     (note,) = worker_notes(config, {}, 8, 8)
     assert note.startswith("warning: the GPUs talk through /dev/shm, of which only 0.06 GB are free; ")
     assert worker_notes(config, {}, 1, 1) == []
@@ -163,7 +161,7 @@ def test_gpus_that_talk_through_dev_shm(config, monkeypatch):
 
 def test_check_and_plan_say_it(tmp_path, monkeypatch, capsys):
     file = str(tiny.write_yaml(tmp_path, tiny.make_config(tmp_path, num_workers=2)))
-    monkeypatch.setattr(worker_memory, "free_for_batches", lambda: (1, "/dev/shm"))
+    monkeypatch.setattr(shared_memory, "free_for_batches", lambda: (1, "/dev/shm"))
     assert train.main(["--cfg-path", file, "--check"]) == 0
     assert "warning: 2 workers hold up to" in capsys.readouterr().out
     assert train.main(["--cfg-path", file, "--plan", "--gpus", "1"]) == 0
