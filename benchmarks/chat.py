@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     register_all()
     engine = Engine.load(args.cfg_path, device=args.device) if args.cfg_path else random_engine(args.size, args.device)
-    engine.format, engine.stop = replace(engine.format, answer_end=NEVER), ()
+    engine.prompt_format, engine.stop = replace(engine.prompt_format, answer_end=NEVER), ()
     engine.model.llm.eos_ids = []
     with tempfile.TemporaryDirectory() as folder:
         media = write_media(Path(folder))
@@ -115,7 +115,7 @@ def second_turn(engine: Engine, media: list[Path], repeats: int) -> dict[str, fl
         session = ChatSession(engine, settings, reuse=reuse)
         session.say("what is to be seen and heard here?", media=media, sound=False)
         if forget_media:
-            engine.forget_media()
+            engine.clear_media_cache()
         return session.say("and what else?").first_seconds
 
     ways: dict[str, Callable[[], float]] = {

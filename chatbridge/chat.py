@@ -18,7 +18,7 @@ import torch
 
 from chatbridge.common.documents import repaired
 from chatbridge.common.logging import setup_logging
-from chatbridge.inference import Answer, ChatSession, Engine, GenerationSettings, Medium, load_for_chat
+from chatbridge.inference import ChatSession, Engine, GenerationSettings, Medium, ReplyStream, load_for_chat
 
 PROMPT, INTERRUPTED = "> ", 130
 
@@ -31,12 +31,12 @@ class Terminal:
         output, errors: where answers and everything else go; None for the standard streams.
 
     Attributes:
-        waiting: what will be shown along with the next question; failed: whether anything went wrong.
+        pending: media for the next question; failed: whether there was an error.
     """
 
     def __init__(self, session: ChatSession, output: TextIO | None = None, errors: TextIO | None = None):
         self.session, self.output, self.errors = session, output or sys.stdout, errors or sys.stderr
-        self.waiting: list[Medium] = []
+        self.pending: list[Medium] = []
         self.failed = self.done = False
         self.commands: dict[str, Callable[[str], None]] = {
             "image": self.image, "video": self.video, "audio": self.audio, "show": self.show, "mute": self.mute,
@@ -45,7 +45,7 @@ class Terminal:
         }  # fmt: skip
 
     def line(self, line: str) -> None:
-        """Carry out one line; what is wrong with it is told, not raised."""
+        """Execute one line; errors are printed, not raised."""
         line = line.strip()
         try:
             if line.startswith("/") and not line.startswith("//"):
@@ -54,11 +54,11 @@ class Terminal:
                     raise ValueError(f"no command is called /{name}; /help lists them (write // for a text in /)")
                 self.commands[name](rest.strip())
             elif line:
-                shown, self.waiting = self.waiting, []
+                shown, self.pending = self.pending, []
                 self.answer(self.session.stream(repaired(line.removeprefix("/")), media=shown))
         except (ValueError, OSError) as error:
             self.failed = True
-            self.tell(f"error: {error}")
+            self.notice(f"error: {error}")
 
     def image(self, file: str) -> None:
         """FILE: show a picture along with the next question"""
@@ -84,7 +84,7 @@ class Terminal:
             chosen = media[place : place + 1] if isinstance(place, int) else [m for m in media if m.modality == place]
             self.session.mute(place, not all(medium.muted for medium in chosen))
         for number, medium in enumerate(self.session.media, 1):
-            self.tell(f"{number}. {medium.modality} {medium.name}{' (muted)' if medium.muted else ''}")
+            self.notice(f"{number}. {medium.modality} {medium.name}{' (muted)' if medium.muted else ''}")
 
     def regenerate(self, _: str) -> None:
         """answer the last question once more"""
@@ -102,46 +102,46 @@ class Terminal:
 
     def save(self, file: str) -> None:
         """FILE: write the conversation to a JSON file"""
-        self.tell(f"wrote {self.session.save(_file(file))}")
+        self.notice(f"wrote {self.session.save(_file(file))}")
 
     def load(self, file: str) -> None:
         """FILE: go on with a conversation that was saved"""
         self.session.load(_file(file))
         for turn in self.session.turns:
             shown = "".join(f"[{medium.modality} {medium.name}] " for medium in turn.media)
-            self.tell(f"{PROMPT}{shown}{turn.text}\n{turn.answer or ''}")
+            self.notice(f"{PROMPT}{shown}{turn.text}\n{turn.answer or ''}")
 
     def clear(self, _: str) -> None:
         """forget the conversation"""
         self.session.clear()
-        self.waiting = []
+        self.pending = []
 
     def help(self, _: str) -> None:
         """this list"""
         for name, command in self.commands.items():
-            self.tell(f"/{name} {' '.join((command.__doc__ or '').split())}")
+            self.notice(f"/{name} {' '.join((command.__doc__ or '').split())}")
 
     def quit(self, _: str) -> None:
         """leave"""
         self.done = True
 
     def attach(self, media: list[Medium]) -> None:
-        self.waiting += media
-        self.tell("will be shown: " + ", ".join(f"{medium.modality} {medium.name}" for medium in self.waiting))
+        self.pending += media
+        self.notice("will be shown: " + ", ".join(f"{medium.modality} {medium.name}" for medium in self.pending))
         for medium in media:
             if medium.remark:
-                self.tell(f"note: {medium.remark}")
+                self.notice(f"note: {medium.remark}")
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: ReplyStream) -> None:
         """Write an answer as it comes; Ctrl-C ends it."""
         with _interrupts(self.session.cancel):
             for piece in answer:
                 print(piece, end="", file=self.output, flush=True)
         print(file=self.output, flush=True)
         if answer.reply.finish != "stop":
-            self.tell({"length": "(cut off: --max-new-tokens)", "cancelled": "(stopped)"}[answer.reply.finish])
+            self.notice({"length": "(cut off: --max-new-tokens)", "cancelled": "(stopped)"}[answer.reply.finish])
 
-    def tell(self, text: str) -> None:
+    def notice(self, text: str) -> None:
         print(text, file=self.errors, flush=True)
 
 
@@ -177,7 +177,7 @@ def talk(terminal: Terminal, lines: TextIO) -> int:
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (input() then has a history and can be edited)
         shown = ", ".join(terminal.session.engine.modalities)
-        terminal.tell(f"This model knows {shown}. /help lists commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+        terminal.notice(f"This model knows {shown}. /help lists commands; Ctrl-C stops an answer, Ctrl-D leaves.")
     while not terminal.done:
         try:
             line = input(PROMPT) if typed else lines.readline()
@@ -186,7 +186,7 @@ def talk(terminal: Terminal, lines: TextIO) -> int:
         except KeyboardInterrupt:
             if not typed:
                 raise
-            terminal.tell("")
+            terminal.notice("")
             continue
         if not typed and not line:
             break

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not is_loopback(args.host) and not options.keys:
         logger.warning("everybody who can reach %s may ask: give --api-key-env, or leave --host as it is", args.host)
-    return Server(Endpoint(engine, options), args.host, args.port, args.grace, reached).run_to_the_end()
+    return Server(Endpoint(engine, options), args.host, args.port, args.grace, reached).run_until_stopped()
 
 
 def serving_options(args: argparse.Namespace) -> ServingOptions:

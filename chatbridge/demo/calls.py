@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.block_function import BlockFunction
 
 from chatbridge.common.documents import DocumentError, parse_json, repaired
-from chatbridge.web.bodies import too_many_values
+from chatbridge.web.request_bodies import too_many_json_values
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Of pages (gradio's session hash), events and uploads."""
@@ -90,7 +90,7 @@ class Calls:
 
 def read(body: bytes) -> Plain:
     """The JSON object in a request. Raises Refused."""
-    if too_many_values(body):
+    if too_many_json_values(body):
         raise Refused(413, "the request has too many values")
     try:
         plain = parse_json(body, "the request")

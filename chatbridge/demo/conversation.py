@@ -15,13 +15,13 @@ from chatbridge.common.documents import repaired
 from chatbridge.demo.files import Store
 from chatbridge.demo.previews import Preview, preview
 from chatbridge.demo.room import NOBODY, Owner
-from chatbridge.inference import Answer, ChatSession, Engine, Exchange, GenerationSettings, Medium, Reply
+from chatbridge.inference import ChatSession, Engine, Exchange, GenerationSettings, Medium, Reply, ReplyStream
 from chatbridge.processors.base import MediaError
 
 REFRESH = 0.06
 """Seconds between two updates of the page while an answer comes."""
 
-Begin = Callable[[ChatSession], Answer]
+Begin = Callable[[ChatSession], ReplyStream]
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Conversation:
             self.used = time.monotonic()
             self._answering.release()
 
-    def _rounds(self, running: list[tuple[Side, Answer]], since: float) -> Iterator[None]:
+    def _rounds(self, running: list[tuple[Side, ReplyStream]], since: float) -> Iterator[None]:
         """The models answer by turns, a piece each."""
         shown, waiting = time.monotonic(), list(running)
         while waiting and not self.ended(since):
@@ -283,7 +283,7 @@ class Conversation:
             try:
                 self.rested = True
                 for side in self.sides:
-                    side.session.rest()
+                    side.session.release_cache()
             finally:
                 self._answering.release()
 

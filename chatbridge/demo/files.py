@@ -1,7 +1,7 @@
 """Files of the page: uploads that wait to be asked about, and a folder for every conversation.
 
 All of it lies below one folder of the system's temporary folder, readable by this user only, which goes when the page
-ends. Names of folders are drawn at random: who does not know one cannot ask for what lies in it.
+ends. KnownHosts of folders are drawn at random: who does not know one cannot ask for what lies in it.
 """
 
 from __future__ import annotations

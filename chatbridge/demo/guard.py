@@ -16,8 +16,8 @@ from chatbridge.demo.calls import NAME, Calls, Refused
 from chatbridge.demo.room import OWNER, Owner
 from chatbridge.demo.uploads import Uploads
 from chatbridge.demo.visitors import Visitors
-from chatbridge.web.bodies import Bodies, NoRoom, TooLarge
 from chatbridge.web.connections import network_of
+from chatbridge.web.request_bodies import BodiesFull, BodyReader, BodyTooLarge
 
 ARRIVED = "chatbridge.arrived"
 """Where a request's scope says when it came (`time.monotonic`)."""
@@ -65,7 +65,7 @@ class Guard:
         self.app, self.page, self.visitors, self.prefix = app, page, visitors, prefix
         self._share = -(-waiting // 2)
         self._calls, self._uploads = Calls(page), Uploads(visitors)
-        self._bodies = Bodies(BODIES * MOST_TEXT)
+        self._bodies = BodyReader(BODIES * MOST_TEXT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,9 +80,9 @@ class Guard:
             await self._pass(scope, receive, send)
         except Refused as error:
             await JSONResponse({"detail": error.reason}, error.status)(scope, receive, send)
-        except TooLarge:
+        except BodyTooLarge:
             await _too_large(MOST_TEXT)(scope, receive, send)
-        except NoRoom:
+        except BodiesFull:
             answer = JSONResponse({"detail": "too much is being sent to this server; try again later"}, 503)
             await answer(scope, receive, send)
         except ClientDisconnect:
@@ -173,7 +173,7 @@ class Guard:
             raise Refused(404, "not here")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > MOST_TEXT:
-            raise TooLarge
+            raise BodyTooLarge
         body = await self._bodies.read(receive, MOST_TEXT)
         if name == "cancel":
             return self._calls.other(body, ("session_hash", "event_id"))

@@ -29,9 +29,8 @@ from chatbridge.demo.style import CSS, SCRIPT, theme
 from chatbridge.demo.visitors import KEPT_SECONDS, Visitors
 from chatbridge.inference import Engine
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.web.access import EVERYWHERE, Access, Names
-from chatbridge.web.entrance import Entrance
-from chatbridge.web.listening import Listener, address_of, listen
+from chatbridge.web.access import WILDCARD_ADDRESSES, AccessMiddleware, AccessOptions, KnownHosts
+from chatbridge.web.http_server import HttpServer, address_of, listen
 
 logger = logging.getLogger("chatbridge")
 
@@ -70,7 +69,7 @@ class Serving:
     waiting: int = 32
     parallel: int = 2
     kept_seconds: float = KEPT_SECONDS
-    access: Access = field(default_factory=Access)
+    access: AccessOptions = field(default_factory=AccessOptions)
 
     def __post_init__(self) -> None:
         if self.waiting < 1 or self.parallel < 1:
@@ -145,7 +144,7 @@ def serve(
             store.close()
 
 
-class _Server(Listener):
+class _Server(HttpServer):
     """Serves the page in a thread, as gradio expects of its server."""
 
     def start(self, sockets: list[socket.socket]) -> None:
@@ -160,22 +159,22 @@ class _Server(Listener):
 
 
 @contextmanager
-def _listening(page: gr.Blocks, visitors: Visitors, serving: Serving) -> Iterator[Names]:
+def _listening(page: gr.Blocks, visitors: Visitors, serving: Serving) -> Iterator[KnownHosts]:
     """While it is open, what gradio launches is served by a server of ours, behind a guard: gradio's own has no time
     limits, and no way to put something before all of its application. Gives the names that are answered to."""
     sockets = listen(serving.host, [serving.port] if serving.port is not None else PORTS)
-    names = Names(serving.host, serving.access)
+    names = KnownHosts(serving.host, serving.access)
     usual = gradio.http_server.start_server
 
     def start(app: ASGIApp, **_: Any) -> tuple[str, int, str, _Server]:
         guard = Guard(app, page, visitors, serving.waiting, serving.access.prefix)
-        entrance = Entrance(guard, names, serving.access, _refuse, pages_only=True)
+        entrance = AccessMiddleware(guard, names, serving.access, _refuse, same_site_only=True)
         port = sockets[0].getsockname()[1]
         server = _Server(entrance, serving.host, port)
         for one in sockets:
             names.add(one.getsockname()[0])
         server.start(sockets)
-        shown = "localhost" if serving.host in EVERYWHERE else serving.host
+        shown = "localhost" if serving.host in WILDCARD_ADDRESSES else serving.host
         return serving.host, port, f"http://{address_of(shown, port)}/", server
 
     gradio.http_server.start_server = start

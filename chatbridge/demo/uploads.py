@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope
 from chatbridge.demo.files import Full, Upload
 from chatbridge.demo.room import OWNER
 from chatbridge.demo.visitors import Visitors
-from chatbridge.web.bodies import TooLarge
+from chatbridge.web.request_bodies import BodyTooLarge
 
 logger = logging.getLogger("chatbridge")
 
@@ -46,7 +46,7 @@ class Uploads:
         files: list[str] | None = None
         try:
             if size > self.most:
-                raise TooLarge
+                raise BodyTooLarge
             await asyncio.to_thread(self.visitors.make_room, scope[OWNER], size)
             store = self.visitors.store
             upload = store.uploads[store.upload_folder(scope[OWNER], size)]
@@ -58,7 +58,7 @@ class Uploads:
             return JSONResponse([str(file) for file in files])
         except Full as error:
             return PlainTextResponse(str(error), 503)
-        except TooLarge:
+        except BodyTooLarge:
             return PlainTextResponse(f"This is more than the {self.most / 2**20:.0f} MiB that may be sent at once", 413)
         except MultiPartException as error:
             return PlainTextResponse(error.message, 413 if "maximum allowed size" in error.message else 400)
@@ -85,7 +85,7 @@ class Uploads:
             seen += len(message.get("body", b""))
             upload.touched = time.monotonic()
             if seen > self.most:
-                raise TooLarge
+                raise BodyTooLarge
             if upload.dropped or seen - checked >= self._step:
                 checked = seen
                 await asyncio.to_thread(self.visitors.make_room, upload.owner, 0, upload)

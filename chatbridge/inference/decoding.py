@@ -1,9 +1,8 @@
-"""Tokens of one answer, one at a time.
+"""Generates the tokens of one answer, one at a time.
 
-Greedy decoding and sampling are a loop of our own over transformers' logits processors, for three things that its
-``generate`` has no way to do: the caller pulls tokens when it wants them and stops by asking for no more, without a
-thread; every answer draws from a generator of its own, so that a seed gives the same answer whoever else is being
-answered; and the cache is left holding exactly what was read. Beam search is ``generate``'s.
+Greedy decoding and sampling are a loop of our own over transformers' logits processors, because its ``generate`` cannot
+yield tokens to a caller without a thread, draws from a random state that all answers share, and does not leave the
+cache with exactly what was read. Beam search is ``generate``'s.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chatbridge.inference.prefix import PrefixCache
+from chatbridge.inference.prefix_cache import PrefixCache
 from chatbridge.inference.prompt import Position
 from chatbridge.inference.settings import GenerationSettings
 from chatbridge.models.llm import Stop
@@ -31,20 +30,20 @@ Embed = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """One answer to be found.
+class DecodingTask:
+    """One answer to generate.
 
     Attributes:
-        cache: cut back to what of the prompt it holds already.
+        cache: holds a prefix of the prompt.
         positions, embed: the prompt.
-        settings: how tokens are chosen; most: how many at most; seed: of the sampling.
+        settings: how tokens are chosen; max_tokens: how many at most; seed: of the sampling.
     """
 
     cache: PrefixCache
     positions: list[Position]
     embed: Embed
     settings: GenerationSettings
-    most: int
+    max_tokens: int
     seed: int
 
     def read_prompt(self, end: int) -> Tensor | None:
@@ -55,14 +54,14 @@ class Decoding:
         return self.cache.read(self.positions[kept:end], embeds_BLD=self.embed(kept)[:, : end - kept])
 
 
-def tokens(task: Decoding) -> Iterator[int]:
-    """The answer's tokens, without the end token; nothing is computed before it is asked for."""
+def decode_tokens(task: DecodingTask) -> Iterator[int]:
+    """The answer's tokens, without the end token; each is computed when it is requested."""
     logits_1V = task.read_prompt(len(task.positions))
     device = logits_1V.device
     processors = _processors(task.settings)
     generator = torch.Generator(device).manual_seed(task.seed) if task.settings.samples else None
     new_1L = torch.empty((1, 0), dtype=torch.int64, device=device)
-    for number in range(task.most):
+    for number in range(task.max_tokens):
         scores_1V = processors(new_1L, logits_1V) if processors else logits_1V
         if generator is None:
             next_11 = scores_1V.argmax(-1, keepdim=True)
@@ -72,12 +71,12 @@ def tokens(task: Decoding) -> Iterator[int]:
         if token in task.cache.llm.eos_ids:
             return
         yield token
-        if number + 1 < task.most:
+        if number + 1 < task.max_tokens:
             new_1L = torch.cat([new_1L, next_11], 1) if processors else new_1L
             logits_1V = task.cache.read([token], ids_BL=next_11)
 
 
-def beams(task: Decoding, stop: Stop) -> list[int]:
+def beam_search(task: DecodingTask, stop: Stop) -> list[int]:
     """The tokens of the likeliest answer that beam search finds.
 
     The prompt is read once, before it is copied for every beam.
@@ -93,12 +92,12 @@ def beams(task: Decoding, stop: Stop) -> list[int]:
         ids_BL = llm.generate(
             embeds_BLD,
             torch.ones(embeds_BLD.shape[:2], dtype=torch.int64, device=embeds_BLD.device),
-            task.most,
+            task.max_tokens,
             num_beams=settings.num_beams,
             do_sample=settings.samples,
             stop=stop,
             seed=task.seed if settings.samples else None,
-            past=task.cache.spread(settings.num_beams),
+            past=task.cache.copy_for_beams(settings.num_beams),
             repetition_penalty=settings.repetition_penalty,
             **(sampling if settings.samples else {}),
         )

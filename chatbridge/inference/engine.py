@@ -1,4 +1,4 @@
-"""A loaded model with everything that talking to it takes."""
+"""The engine: a loaded model with its tokenizer, processors and prompt format."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.schema import ConfigError
 from chatbridge.contracts import Processor
 from chatbridge.conversation import PromptFormat
-from chatbridge.inference.media import Medium, Shown, guess_modality, without_sound
-from chatbridge.inference.prefix import PrefixCache
+from chatbridge.inference.attachments import MediaSource, Medium, guess_modality, video_sound_problem
+from chatbridge.inference.prefix_cache import PrefixCache
 from chatbridge.inference.prompt import Exchange, Prompt, PromptWriter
 from chatbridge.inference.settings import GenerationSettings
 from chatbridge.models.attention import AttentionMaps, cross_attention
@@ -33,21 +33,21 @@ from chatbridge.tasks.base import Task
 
 logger = logging.getLogger("chatbridge")
 
-USUAL_LENGTH = 300
-"""Tokens that an answer of the original demo may have."""
+DEFAULT_LENGTH = 300
+"""Tokens of an answer at most, as in the original demo."""
 
-NOT_NEEDED = ("datasets", "validation", "run")
-"""Sections of a configuration whose missing files do not keep anybody from chatting."""
+OPTIONAL_SECTIONS = ("datasets", "validation", "run")
+"""Sections of a configuration that a conversation does not need: their files may be missing."""
 
 
 class Engine:
-    """The model, its tokenizer, processors and words; shared by any number of conversations and threads.
+    """A model with all that a conversation needs; shared by any number of sessions and threads.
 
     Args:
         model: in eval mode, on its device.
         tokenizer: the language model's; processors: modality -> its processor; task: gives the prompt format.
         precision: what the configuration computes in: "no", "bf16" or "fp16".
-        cache_bytes: memory for the rows of media that were shown, so that showing them again costs nothing.
+        cache_bytes: memory for rows of media, so that the same media are encoded once.
 
     Attributes:
         modalities: what can be shown: those with a bridge and a processor.
@@ -73,7 +73,7 @@ class Engine:
             )
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
         self.processors = {name: one for name, one in processors.items() if name in model.rows}
-        self.format, self.stop, self.precision = format, task.stop, precision
+        self.prompt_format, self.stop, self.precision = format, task.stop, precision
         rows = {name: model.rows[name](one.shape) for name, one in self.processors.items()}
         self.writer = PromptWriter(format, tokenizer, rows)
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
@@ -112,7 +112,7 @@ class Engine:
         return tuple(self.processors)
 
     def new_cache(self) -> PrefixCache:
-        """An empty memory of what was read, for one conversation."""
+        """An empty key-value cache, for one conversation."""
         return PrefixCache(self.model.llm, self.autocast)
 
     def answer_length(self, settings: GenerationSettings) -> int:
@@ -120,7 +120,7 @@ class Engine:
         if settings.max_new_tokens is not None:
             return settings.max_new_tokens
         context = self.model.llm.context
-        return USUAL_LENGTH if context is None else min(USUAL_LENGTH, context // 2)
+        return DEFAULT_LENGTH if context is None else min(DEFAULT_LENGTH, context // 2)
 
     def prompt(self, exchanges: Sequence[Exchange], settings: GenerationSettings) -> Prompt:
         """What the model reads to answer the last of the exchanges.
@@ -137,14 +137,14 @@ class Engine:
             logger.warning("the oldest %d turns do not fit into the context and were left out", prompt.dropped)
         return prompt
 
-    def medium(self, source: Shown | Medium, modality: str | None = None) -> Medium:
-        """A file (or bytes) as something that can be shown.
+    def medium(self, source: MediaSource | Medium, modality: str | None = None) -> Medium:
+        """The medium in a file (or bytes).
 
         Args:
-            modality: what it is; None finds out from its content.
+            modality: what it is; None detects it from the content.
 
         Raises:
-            MediaError: when it cannot be read, or is something that this model has no way to look at.
+            MediaError: when it cannot be read, or is of a modality that this model lacks.
         """
         if isinstance(source, Medium):
             modality, medium = source.modality, replace(source)  # muted in one conversation, not in another
@@ -157,7 +157,7 @@ class Engine:
             raise MediaError(medium.name, f"is shown as '{modality}'; this model knows {known}")
         return medium
 
-    def video(self, source: Shown | Medium, sound: bool | None = None) -> list[Medium]:
+    def video(self, source: MediaSource | Medium, sound: bool | None = None) -> list[Medium]:
         """A video, followed by its sound.
 
         Args:
@@ -170,7 +170,7 @@ class Engine:
         picture = self.medium(source, "video")
         if sound is False or (sound is None and "audio" not in self.processors):
             return [picture]
-        problem = without_sound(picture.source)
+        problem = video_sound_problem(picture.source)
         if problem is None:
             return [picture, self.medium(replace(picture, modality="audio"))]
         if sound:
@@ -181,7 +181,7 @@ class Engine:
         return [picture]
 
     def encode(self, media: Iterable[Medium]) -> list[Tensor]:
-        """Rows [R, D] of each medium, computed only for those that were not shown before.
+        """Rows [R, D] of each medium; cached by content.
 
         Raises:
             MediaError: for one that cannot be read, or whose file has changed since it was attached.
@@ -207,8 +207,8 @@ class Engine:
             self._row_bytes -= old.numel() * old.element_size()
         return rows_RD
 
-    def forget_media(self) -> None:
-        """Give back the memory of media that were shown; they are read again where they are needed."""
+    def clear_media_cache(self) -> None:
+        """Free the memory of encoded media; they are encoded again when they are needed."""
         with self._lock:
             self._rows.clear()
             self._row_bytes = 0
@@ -237,8 +237,8 @@ class Engine:
             embeds_BLD[0, begin : begin + len(rows_RD) - skip] = rows_RD[skip:]
         return embeds_BLD
 
-    def attention(self, source: Shown | Medium, modality: str | None = None) -> AttentionMaps:
-        """What the projector's queries look at in a medium (`chatbridge.models.attention`)."""
+    def attention(self, source: MediaSource | Medium, modality: str | None = None) -> AttentionMaps:
+        """What the projector's queries attend to in a medium (`chatbridge.models.attention`)."""
         medium = self.medium(source, modality)
         with self.autocast():
             return cross_attention(self.model.bridge_of(medium.modality), self.pixels(medium)[None].to(self.device))
@@ -253,7 +253,7 @@ class Engine:
 def load_for_chat(
     config: str | Path | LoadedConfig, checkpoint: str | Path | None = None, options: Sequence[str] = ()
 ) -> LoadedConfig:
-    """A configuration whose model, tokenizer and processors are all there, whatever else is missing.
+    """A configuration whose model, tokenizer and processors exist; other files may be missing.
 
     Raises:
         ConfigError: with every problem.
@@ -267,7 +267,7 @@ def load_for_chat(
         place = Path(checkpoint).expanduser().absolute()
         options = [*options, f"model.weights=[{json.dumps(str(place))}]"]
     loaded = load_config(config, options, defer_missing=True)
-    missing = [m for m in loaded.awaited if m.key.split(".")[0] not in NOT_NEEDED]
+    missing = [m for m in loaded.awaited if m.key.split(".")[0] not in OPTIONAL_SECTIONS]
     if missing:
         raise ConfigError([m.problem for m in missing])
     return loaded

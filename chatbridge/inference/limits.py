@@ -1,8 +1,7 @@
-"""What strangers may send: bounds on media, held before anything is decoded whole.
+"""Limits on media from clients, checked before anything is decoded whole.
 
-Only headers and the sizes and times of packets are looked at. Which decoder a file is for is decided by its content
-among formats that stand for themselves: FFmpeg's playlists (``ffconcat``, HLS) name other files, and Pillow starts
-Ghostscript for EPS.
+Only headers and the sizes and times of packets are examined. Only self-contained formats are accepted, identified by
+content: FFmpeg's playlists (``ffconcat``, HLS) name other files, and Pillow starts Ghostscript for EPS.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from PIL import Image, UnidentifiedImageError
 
-from chatbridge.inference.media import LOOK_SECONDS, Shown, as_source
+from chatbridge.inference.attachments import LOOK_SECONDS, MediaSource, as_source
 from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading, reason_of
 from chatbridge.processors.containers import (
     NO_DECODER,
@@ -51,7 +50,7 @@ class LimitExceeded(MediaError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class MediaInfo:
     """What is in a file.
 
     Attributes:
@@ -75,7 +74,7 @@ class MediaLimits:
         max_pixels: of a picture or frame.
 
     Raises:
-        ValueError: for a limit that lets nothing through.
+        ValueError: for a limit of 0 or less.
     """
 
     max_bytes: int = 64 * MIB
@@ -98,8 +97,8 @@ class MediaLimits:
         if size > self.max_bytes:
             raise LimitExceeded(name, f"has {_mib(size)}, more than the {_mib(self.max_bytes)} allowed; send less")
 
-    def check(self, shown: Shown, modality: str | None = None) -> Contents:
-        """Look at a file's (or bytes') size and header, and say what it holds.
+    def check(self, shown: MediaSource, modality: str | None = None) -> MediaInfo:
+        """Examine the size and header of a file (or bytes).
 
         Args:
             modality: what it is to be shown as: "image", "video" or "audio" (a video's sound, too); None for any.
@@ -114,25 +113,25 @@ class MediaLimits:
         try:
             with reading(source):
                 found = within(LOOK_SECONDS, name, self._look, source, name, modality)
-        except MediaError as error:  # without the folder, which is nobody else's business
+        except MediaError as error:  # without the folder, which clients must not see
             raise type(error)(name, error.reason) from error
         if modality not in (None, found.kind) and not (modality == "audio" and found.sound):
             wanted = "has no sound" if (found.kind, modality) == ("video", "audio") else f"not {_WORDS[modality]}"
             raise MediaError(name, f"is {_WORDS[found.kind]} and {wanted}")
         return found
 
-    def _look(self, source: Source, name: str, modality: str | None) -> Contents:
+    def _look(self, source: Source, name: str, modality: str | None) -> MediaInfo:
         readable(source)
         self.check_bytes(name, len(source.data) if isinstance(source, Blob) else Path(source).stat().st_size)
         if modality not in (None, "image", "video", "audio"):
-            return Contents(kind=modality)
+            return MediaInfo(kind=modality)
         found = self._picture(source, name) or self._track(source, name) or self._sound(source, name)
         if found is None:
-            check_whole(source)  # a file that was cut off has often lost what it is known by
+            check_whole(source)  # a truncated file may have lost its signature
             raise MediaError(name, "holds no picture, video or sound in a format that is accepted here")
         return found
 
-    def _picture(self, source: Source, name: str) -> Contents | None:
+    def _picture(self, source: Source, name: str) -> MediaInfo | None:
         try:
             with Image.open(readable(source), formats=PICTURES) as picture:
                 (width, height), kind = picture.size, picture.format
@@ -148,9 +147,9 @@ class MediaLimits:
             problem = scans_problem(data, width * height)
             if problem:
                 raise LimitExceeded(name, f"{problem}; save it anew")
-        return Contents(kind="image", pixels=width * height)
+        return MediaInfo(kind="image", pixels=width * height)
 
-    def _track(self, source: Source, name: str) -> Contents | None:
+    def _track(self, source: Source, name: str) -> MediaInfo | None:
         """What FFmpeg finds in a video or sound."""
         try:
             with open_container(readable(source), headers_only=True, formats=CONTAINERS) as container:
@@ -170,8 +169,8 @@ class MediaLimits:
         except av.FFmpegError:
             return None
         if not sizes:
-            return Contents(kind="audio", seconds=seconds, sound=True)
-        return Contents(kind="video", pixels=max(sizes), seconds=seconds, sound=sound_problem(source) is None)
+            return MediaInfo(kind="audio", seconds=seconds, sound=True)
+        return MediaInfo(kind="video", pixels=max(sizes), seconds=seconds, sound=sound_problem(source) is None)
 
     def _frame_sizes(self, container: InputContainer, name: str) -> list[int]:
         """Pixels of a frame of each track of moving pictures that can be decoded."""
@@ -195,7 +194,7 @@ class MediaLimits:
             self._check_seconds(name, seconds)
         return seconds
 
-    def _sound(self, source: Source, name: str) -> Contents | None:
+    def _sound(self, source: Source, name: str) -> MediaInfo | None:
         """What soundfile finds in a sound that FFmpeg does not know."""
         try:
             found = soundfile.info(readable(source))
@@ -205,7 +204,7 @@ class MediaLimits:
         seconds = found.frames / found.samplerate
         self._check_seconds(name, seconds)
         self._check_samples(name, found.frames * found.channels)
-        return Contents(kind="audio", seconds=seconds, sound=True)
+        return MediaInfo(kind="audio", seconds=seconds, sound=True)
 
     def _check_seconds(self, name: str, seconds: float) -> None:
         if seconds > self.max_seconds:
@@ -242,7 +241,7 @@ def from_arguments(args: Namespace) -> MediaLimits:
     """The limits that a command line asks for.
 
     Raises:
-        ValueError: for a limit that lets nothing through.
+        ValueError: for a limit of 0 or less.
     """
     return MediaLimits(
         max_bytes=round(args.max_upload_mb * MIB),

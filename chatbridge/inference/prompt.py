@@ -1,4 +1,4 @@
-"""A conversation as the positions that the language model reads, written as training writes it."""
+"""Prompts: a conversation as the positions that the language model reads, formatted as in training."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from chatbridge.conversation import ASSISTANT, HUMAN, Dialogue, PromptFormat, Source, Turn, tokenize
-from chatbridge.inference.media import Medium
+from chatbridge.inference.attachments import Medium
 from chatbridge.processors.tokenizer import Tokenizer
 
 Position = int | tuple[str, int]
 """What stands at a position: a token's id, or a medium's identity and the number of its row. Equal positions behind
 equal positions have equal keys and values in the language model's cache."""
 
-MOST_CHARACTERS = 256
-"""No token of a common vocabulary spells more."""
+CHARACTERS_PER_TOKEN = 256
+"""No token of a common vocabulary is longer."""
 
 
 @dataclass
 class Exchange:
-    """A question with what is shown along with it, and its answer.
+    """One turn: a question with its media, and its answer.
 
     Attributes:
         text: the question; it may be empty where something is shown.
@@ -53,13 +53,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptWriter:
-    """Writes conversations as a task does in training.
+    """Formats conversations as a task does in training.
 
     Args:
         format: the task's words; tokenizer: the language model's; rows: modality -> rows of one medium.
     """
 
-    format: PromptFormat
+    prompt_format: PromptFormat
     tokenizer: Tokenizer
     rows: Mapping[str, int]
 
@@ -71,7 +71,7 @@ class PromptWriter:
             ValueError: when the newest exchange alone takes more.
         """
         newest = exchanges[-1]
-        most = MOST_CHARACTERS * max(1, limit)  # of longer texts it is not worth the time to count the tokens
+        most = CHARACTERS_PER_TOKEN * max(1, limit)  # longer texts cannot fit; their tokens are not counted
         if len(newest.text) > most:
             raise ValueError(f"a text of {len(newest.text):,} characters cannot fit into {limit} positions; shorten it")
         too_long = (n for n in range(len(exchanges) - 1, -1, -1) if _characters(exchanges[n]) > most)
@@ -79,7 +79,7 @@ class PromptWriter:
         positions, media = self.write(exchanges[first:])
         if len(positions) <= limit:
             return Prompt(positions, media, first)
-        # Fewer exchanges take fewer positions: what has to go is found by halves, in a long conversation, too.
+        # Fewer exchanges take fewer positions, so how many to drop is found by bisection.
         last = bisect_left(range(len(exchanges)), True, first + 1, key=lambda n: self._fits(exchanges[n:], limit))
         if last < len(exchanges):
             return Prompt(*self.write(exchanges[last:]), last)
@@ -95,7 +95,9 @@ class PromptWriter:
 
     def write(self, exchanges: Sequence[Exchange]) -> tuple[list[Position], list[tuple[int, Medium]]]:
         """Every position of the conversation, and where its media stand. A last answer is written out, too."""
-        sample = tokenize("conversation", self.format.segments(dialogue_of(exchanges)), self.tokenizer, self.rows)
+        sample = tokenize(
+            "conversation", self.prompt_format.segments(dialogue_of(exchanges)), self.tokenizer, self.rows
+        )
         prefix = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         positions: list[Position] = [*prefix, *sample.input_ids]
         waiting: dict[str, list[Medium]] = {}

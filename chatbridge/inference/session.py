@@ -1,4 +1,4 @@
-"""A conversation with a model: turns of text, pictures, videos and sounds."""
+"""Chat sessions: turns of text, pictures, videos and sounds with one model."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.inference import transcript
-from chatbridge.inference.decoding import Decoding, beams, tokens
+from chatbridge.inference.attachments import MediaSource, Medium
+from chatbridge.inference.decoding import DecodingTask, beam_search, decode_tokens
 from chatbridge.inference.engine import Engine
-from chatbridge.inference.media import Medium, Shown
 from chatbridge.inference.prompt import Exchange, Prompt
 from chatbridge.inference.settings import GenerationSettings
-from chatbridge.inference.visible import VisibleText
+from chatbridge.inference.text_stream import StreamedText
 
 BUSY = "an answer is being given in this conversation; cancel it or wait for it"
 
 
 @dataclass
 class Reply:
-    """An answer.
+    """A complete answer, and how it was generated.
 
     Attributes:
-        text: what it says.
+        text: of the answer.
         token_ids: the tokens as the model wrote them, a stop text included, the end token not.
         finish: "stop" when the model ended it, "length" at the most tokens allowed, "cancelled".
         dropped_turns: how many of the oldest turns the model did not see, because they no longer fit.
-        remarks: what is to be known about the media of the question, such as a video whose sound cannot be heard.
+        remarks: on the media of the question, such as a video whose sound cannot be decoded.
         prompt_positions: what the model read; reused_positions: how many of them it had read before.
-        seed: of the sampling; None where nothing is sampled.
+        seed: of the sampling; None for greedy decoding.
         first_seconds: until the first token (with beams: the whole answer), media included; seconds: in all.
     """
 
@@ -51,29 +51,29 @@ class Reply:
         return self.text
 
 
-class Answer:
-    """An answer that comes piece by piece while it is iterated over; its pieces together are ``reply.text``.
+class ReplyStream:
+    """Iterates over the pieces of an answer while it is generated; together they are ``reply.text``.
 
-    Nothing goes on between two pieces. One that is closed, or given up and forgotten, was cancelled; what it said until
-    then stays in the conversation.
+    Nothing is computed between two pieces. Closing or dropping it cancels the answer, which stays in the conversation
+    as far as it went.
     """
 
     def __init__(self, pieces: Iterator[str], reply: Reply):
         self._pieces, self._reply = pieces, reply
 
-    def __iter__(self) -> Answer:
+    def __iter__(self) -> ReplyStream:
         return self
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def close(self) -> None:
-        """Cancel it. (While another thread waits for a piece: `ChatSession.cancel`.)"""
+        """Cancel the answer. (While another thread waits for a piece: `ChatSession.cancel`.)"""
         self._pieces.close()
 
     @property
     def reply(self) -> Reply:
-        """The whole answer; waits for what is still to come."""
+        """The whole answer; generates what is missing of it."""
         for _ in self._pieces:
             pass
         return self._reply
@@ -84,8 +84,8 @@ class ChatSession:
 
     Args:
         engine: the model.
-        settings: how answers are drawn, where a call gives no others.
-        reuse: keep what was read for the next turn (False: read everything again, to compare).
+        settings: of generation, where a call gives no others.
+        reuse: keep keys and values for the next turn (False: read everything again, to compare).
 
     Attributes:
         turns: the exchanges so far.
@@ -108,10 +108,10 @@ class ChatSession:
         self,
         text: str = "",
         *,
-        images: Iterable[Shown | Medium] = (),
-        videos: Iterable[Shown | Medium] = (),
-        audios: Iterable[Shown | Medium] = (),
-        media: Iterable[Shown | Medium] = (),
+        images: Iterable[MediaSource | Medium] = (),
+        videos: Iterable[MediaSource | Medium] = (),
+        audios: Iterable[MediaSource | Medium] = (),
+        media: Iterable[MediaSource | Medium] = (),
         sound: bool | None = None,
         settings: GenerationSettings | None = None,
     ) -> Reply:
@@ -125,7 +125,7 @@ class ChatSession:
 
         Raises:
             MediaError: a medium that cannot be used; the conversation is then as before.
-            ValueError: nothing said and nothing shown, or a question that does not fit into the context.
+            ValueError: neither text nor media, or a question that does not fit into the context.
         """
         return self.stream(
             text, images=images, videos=videos, audios=audios, media=media, sound=sound, settings=settings
@@ -135,24 +135,24 @@ class ChatSession:
         self,
         text: str = "",
         *,
-        images: Iterable[Shown | Medium] = (),
-        videos: Iterable[Shown | Medium] = (),
-        audios: Iterable[Shown | Medium] = (),
-        media: Iterable[Shown | Medium] = (),
+        images: Iterable[MediaSource | Medium] = (),
+        videos: Iterable[MediaSource | Medium] = (),
+        audios: Iterable[MediaSource | Medium] = (),
+        media: Iterable[MediaSource | Medium] = (),
         sound: bool | None = None,
         settings: GenerationSettings | None = None,
-    ) -> Answer:
-        """As `say`, but the answer comes piece by piece; nothing is computed before the first is asked for."""
+    ) -> ReplyStream:
+        """As `say`, piece by piece; nothing is computed before the first piece is requested."""
         shown = self.attach(images=images, videos=videos, audios=audios, media=media, sound=sound)
         return self._ask([*self.turns, _exchange(text, shown)], settings)
 
     def attach(
         self,
         *,
-        images: Iterable[Shown | Medium] = (),
-        videos: Iterable[Shown | Medium] = (),
-        audios: Iterable[Shown | Medium] = (),
-        media: Iterable[Shown | Medium] = (),
+        images: Iterable[MediaSource | Medium] = (),
+        videos: Iterable[MediaSource | Medium] = (),
+        audios: Iterable[MediaSource | Medium] = (),
+        media: Iterable[MediaSource | Medium] = (),
         sound: bool | None = None,
     ) -> list[Medium]:
         """Media to hand to `say`, with a video's sound behind it. Arguments and errors are those of `say`."""
@@ -175,7 +175,7 @@ class ChatSession:
         """
         return self.stream_regenerate(settings).reply
 
-    def stream_regenerate(self, settings: GenerationSettings | None = None) -> Answer:
+    def stream_regenerate(self, settings: GenerationSettings | None = None) -> ReplyStream:
         """As `regenerate`, piece by piece."""
         last = self._turn(-1)
         return self._ask([*self.turns[:-1], Exchange(last.text, last.media)], settings)
@@ -184,7 +184,7 @@ class ChatSession:
         self,
         turn: int,
         text: str | None = None,
-        media: Sequence[Shown | Medium] | None = None,
+        media: Sequence[MediaSource | Medium] | None = None,
         settings: GenerationSettings | None = None,
     ) -> Reply:
         """Ask an earlier question differently; what came after it is forgotten.
@@ -198,9 +198,9 @@ class ChatSession:
         self,
         turn: int,
         text: str | None = None,
-        media: Sequence[Shown | Medium] | None = None,
+        media: Sequence[MediaSource | Medium] | None = None,
         settings: GenerationSettings | None = None,
-    ) -> Answer:
+    ) -> ReplyStream:
         """As `edit`, piece by piece."""
         old = self._turn(turn)
         place = turn % len(self.turns)
@@ -208,7 +208,7 @@ class ChatSession:
         return self._ask([*self.turns[:place], _exchange(old.text if text is None else text, shown)], settings)
 
     def mute(self, which: int | str, muted: bool = True) -> list[Medium]:
-        """Let coming answers do without a medium (its number in `media`) or all of a modality, or bring it back.
+        """Show an empty medium in further answers in place of one (its number in `media`) or of all of a modality.
 
         Raises:
             ValueError: when there is no such medium.
@@ -235,8 +235,8 @@ class ChatSession:
         self.turns = []
         self._cache.reset()
 
-    def rest(self) -> None:
-        """Give back the memory that makes a further turn quick; the next one reads the conversation again.
+    def release_cache(self) -> None:
+        """Free the memory of keys and values; the next turn reads the conversation again.
 
         Raises:
             ValueError: while an answer is being given.
@@ -277,74 +277,74 @@ class ChatSession:
         if self._answering.locked():
             raise ValueError(BUSY)
 
-    def _ask(self, turns: list[Exchange], settings: GenerationSettings | None) -> Answer:
+    def _ask(self, turns: list[Exchange], settings: GenerationSettings | None) -> ReplyStream:
         self._check_idle()
         self._cancelled.clear()
-        reply = Reply(finish="cancelled")  # until another end is reached
-        return Answer(self._answer(self.turns, turns, settings or self.settings, reply), reply)
+        reply = Reply(finish="cancelled")  # until generation ends otherwise
+        return ReplyStream(self._answer(self.turns, turns, settings or self.settings, reply), reply)
 
     def _answer(
         self, before: list[Exchange], turns: list[Exchange], settings: GenerationSettings, reply: Reply
     ) -> Iterator[str]:
-        """Pieces of the answer to the last of `turns`, which become the conversation in place of `before`."""
+        """Pieces of the answer to the last of `turns`, which replace `before` as the conversation."""
         if not self._answering.acquire(blocking=False):
             raise ValueError(BUSY)
         try:
             if self.turns is not before:
                 raise ValueError("the conversation went on since this was asked; ask it again")
-            yield from self._answer_alone(turns, settings, reply)
+            yield from self._generate(turns, settings, reply)
         finally:
             self._answering.release()
 
-    def _answer_alone(self, turns: list[Exchange], settings: GenerationSettings, reply: Reply) -> Iterator[str]:
-        before, begun = self.turns, time.perf_counter()
-        text = VisibleText(self.engine.tokenizer, self.engine.format, self.engine.stop)
+    def _generate(self, turns: list[Exchange], settings: GenerationSettings, reply: Reply) -> Iterator[str]:
+        before, started = self.turns, time.perf_counter()
+        text = StreamedText(self.engine.tokenizer, self.engine.prompt_format, self.engine.stop)
         try:
             prompt = self.engine.prompt(turns, settings)
             reply.remarks = [medium.remark for medium in turns[-1].media if medium.remark]
             self.turns = turns
             for piece in self._pieces(prompt, settings, text, reply):
-                reply.first_seconds = reply.first_seconds or time.perf_counter() - begun
+                reply.first_seconds = reply.first_seconds or time.perf_counter() - started
                 if piece:
                     yield piece
         except Exception:
             self.turns = before
             raise
         finally:
-            reply.text, reply.token_ids, reply.seconds = text.text, text.ids, time.perf_counter() - begun
+            reply.text, reply.token_ids, reply.seconds = text.text, text.ids, time.perf_counter() - started
             turns[-1].finish = reply.finish
             if text.ids or reply.finish != "cancelled":
                 turns[-1].answer = reply.text
-            elif len(turns) <= len(before):  # another answer was wanted, and there is none
+            elif len(turns) <= len(before):  # a regeneration without a token: keep the old answer
                 self.turns = before
 
-    def _pieces(self, prompt: Prompt, settings: GenerationSettings, text: VisibleText, reply: Reply) -> Iterator[str]:
-        """What each token (with beams: the whole answer) lets be shown; fills in the reply's account of itself."""
+    def _pieces(self, prompt: Prompt, settings: GenerationSettings, text: StreamedText, reply: Reply) -> Iterator[str]:
+        """The text that each token (with beams: the whole answer) completes; fills in the reply."""
         if settings.samples:
             reply.seed = settings.seed if settings.seed is not None else random.SystemRandom().randrange(2**63)
         cache = self._cache if self.reuse else self.engine.new_cache()
         reply.dropped_turns, reply.prompt_positions = prompt.dropped, len(prompt.positions)
         reply.reused_positions = cache.keep(prompt.positions)
-        task = Decoding(
+        task = DecodingTask(
             cache=cache,
             positions=prompt.positions,
             embed=lambda start: self.engine.embed(prompt, start),
             settings=settings,
-            most=self.engine.answer_length(settings),
+            max_tokens=self.engine.answer_length(settings),
             seed=reply.seed or 0,
         )
         if settings.num_beams > 1:
-            ids = beams(task, lambda row: self._cancelled.is_set() or text.rule(row))
+            ids = beam_search(task, lambda row: self._cancelled.is_set() or text.rule(row))
             yield "".join(map(text.add, ids))
         else:
-            stream = tokens(task)
+            stream = decode_tokens(task)
             while not (text.stopped or self._cancelled.is_set()):
                 token = next(stream, None)
                 if token is None:
                     break
                 yield text.add(token)
         if text.stopped or not self._cancelled.is_set():
-            reply.finish = "length" if len(text.ids) == task.most and not text.stopped else "stop"
+            reply.finish = "length" if len(text.ids) == task.max_tokens and not text.stopped else "stop"
         yield text.end()
 
 

@@ -1,11 +1,11 @@
-"""How an answer is drawn from the model."""
+"""Generation settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-MOST_TOKENS, MOST_BEAMS = 2**20, 32
+MAX_TOKENS, MAX_BEAMS = 2**20, 32
 """No model's context is longer; every beam takes the memory of a conversation of its own."""
 
 
@@ -21,7 +21,7 @@ class GenerationSettings:
         top_k: sample among so many of the likeliest tokens; 0 for all.
         repetition_penalty: above 1 makes tokens that the answer holds already less likely.
         num_beams: above 1 searches for the likeliest answer as a whole; such an answer comes in one piece.
-        seed: of the sampling; None draws one, which the reply tells.
+        seed: of the sampling; None draws one, which `Reply.seed` holds.
 
     Raises:
         ValueError: for a value out of range.
@@ -37,19 +37,19 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            _check_whole("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
+            _check_whole("max_new_tokens", self.max_new_tokens, 1, MAX_TOKENS)
         if self.temperature != 0:
             _check_number("temperature", self.temperature, 0.001, 100.0, "0 (greedy), or ")
         _check_number("top_p", self.top_p, 1e-6, 1.0)
-        _check_whole("top_k", self.top_k, 0, MOST_TOKENS)
+        _check_whole("top_k", self.top_k, 0, MAX_TOKENS)
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_whole("num_beams", self.num_beams, 1, MOST_BEAMS)
+        _check_whole("num_beams", self.num_beams, 1, MAX_BEAMS)
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, 2**63 - 1)
 
     @property
     def samples(self) -> bool:
-        """Whether chance has a part in the answer."""
+        """Whether the answer is sampled."""
         return self.temperature > 0
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from chatbridge.common.documents import read_json, repaired
 from chatbridge.common.schema import bind, key, to_plain
+from chatbridge.inference.attachments import Medium
 from chatbridge.inference.engine import Engine
-from chatbridge.inference.media import Medium
 from chatbridge.inference.prompt import Exchange
 from chatbridge.processors.base import Blob, MediaError, name_of
 

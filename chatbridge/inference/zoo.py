@@ -19,13 +19,13 @@ from chatbridge.common.config import LoadedConfig
 from chatbridge.common.registry import MODELS, nearest
 from chatbridge.common.schema import ConfigError
 from chatbridge.common.trees import read_merged
+from chatbridge.inference.attachments import MediaSource, as_source
 from chatbridge.inference.engine import load_for_chat, pick_device
-from chatbridge.inference.media import Shown, as_source
 from chatbridge.runners.assembly import Assembly
 
 FOLDER = "eval_configs"
 
-Processors = dict[str, dict[str, Callable[[Shown], Tensor]]]
+Processors = dict[str, dict[str, Callable[[MediaSource], Tensor]]]
 """Modality -> "train" and "eval" -> from a file, bytes or a picture in memory to a tensor [T, ...]."""
 
 
@@ -134,7 +134,7 @@ def _load(loaded: LoadedConfig, is_eval: bool, device: str | torch.device) -> nn
     return Assembly(loaded).model(where).to(where).train(not is_eval)
 
 
-def _reader(processor: Any, training: bool) -> Callable[[Shown], Tensor]:
+def _reader(processor: Any, training: bool) -> Callable[[MediaSource], Tensor]:
     rng = random.Random() if training else None
     return lambda source: processor.load(as_source(source), rng)
 

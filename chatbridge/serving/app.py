@@ -1,4 +1,4 @@
-"""The routes: what is asked of a worker, and how its answer goes back."""
+"""The routes of the endpoint, and its responses: whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from starlette.types import Receive, Scope, Send
 
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.inference.limits import MIB, MediaLimits
-from chatbridge.serving.answering import Answering, Desk, End, Place
-from chatbridge.serving.content import Question, Reader
-from chatbridge.serving.errors import ApiError, internal
-from chatbridge.serving.sessions import Sessions
-from chatbridge.serving.wire import (
+from chatbridge.serving.errors import ApiError, internal_error
+from chatbridge.serving.messages import ParsedRequest, RequestParser
+from chatbridge.serving.protocol import (
+    ChatBridgeFields,
     ChatRequest,
     Choice,
     Chunk,
     ChunkChoice,
     Completion,
     Delta,
-    Extras,
-    Model,
-    Models,
-    Said,
+    ModelCard,
+    ModelList,
+    ResponseMessage,
     TokenDetails,
     Usage,
     read_request,
 )
-from chatbridge.web.bodies import Bodies, NoRoom, TooLarge
+from chatbridge.serving.request_queue import AnswerEnd, AnswerJob, QueueSlot, RequestQueue
+from chatbridge.serving.session_pool import SessionPool
+from chatbridge.web.request_bodies import BodiesFull, BodyReader, BodyTooLarge
 
 logger = logging.getLogger("chatbridge")
 
-BODIES = 4
-"""Requests of the largest size that fit into memory while they arrive."""
+MAX_BODIES = 4
+"""Memory for bodies that are being received, in requests of the largest size."""
 
-GONE = 499
-"""Nobody reads it: the status of a request whose client hung up (nginx's number)."""
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for clients that disconnected; nobody reads it."""
 
 T = TypeVar("T")
 
@@ -94,24 +94,24 @@ class Endpoint:
     """An engine that answers HTTP requests.
 
     Attributes:
-        desk: who is being answered.
+        queue: of the requests. sessions: kept between requests. parser: of their messages.
     """
 
     def __init__(self, engine: Engine, options: ServingOptions):
         self.engine, self.options = engine, options
-        self.reader = Reader(engine=engine, limits=options.limits, folder=options.folder, system=options.system)
-        self.desk = Desk(options.parallel, options.queue)
-        self._bodies = Bodies(BODIES * options.max_body)
-        self.sessions = Sessions(lambda: ChatSession(engine), options.cache_positions)
-        self._model = Model(id=options.model_name, created=int(time.time()), modalities=list(engine.modalities))
+        self.parser = RequestParser(engine=engine, limits=options.limits, folder=options.folder, system=options.system)
+        self.queue = RequestQueue(options.parallel, options.queue)
+        self._bodies = BodyReader(MAX_BODIES * options.max_body)
+        self.sessions = SessionPool(lambda: ChatSession(engine), options.cache_positions)
+        self._model = ModelCard(id=options.model_name, created=int(time.time()), modalities=list(engine.modalities))
 
     async def health(self, _: Request) -> Response:
-        answered = min(self.desk.taken, self.desk.parallel)
-        return JSONResponse({"status": "ok", "answering": answered, "waiting": self.desk.taken - answered})
+        answered = min(self.queue.occupied, self.queue.parallel)
+        return JSONResponse({"status": "ok", "answering": answered, "waiting": self.queue.occupied - answered})
 
     async def models(self, request: Request) -> Response:
         self._owner(request)
-        return _json(Models(data=[self._model]))
+        return _json(ModelList(data=[self._model]))
 
     async def model(self, request: Request) -> Response:
         self._owner(request)
@@ -120,47 +120,47 @@ class Endpoint:
 
     async def completions(self, request: Request) -> Response:
         key = self._owner(request)
-        self._check_kind(request)
-        self.desk.check()  # those who would be turned away afterwards need not send everything first
+        self._check_headers(request)
+        self.queue.check_free()  # before the body is sent in vain
         body = await self._body(request)
-        place = self.desk.take()
+        slot = self.queue.reserve()
         try:
-            return await self._answer(request, key, body, place)
+            return await self._answer(request, key, body, slot)
         except BaseException as error:
-            place.leave()
+            slot.release()
             if not isinstance(error, Exception) or isinstance(error, ApiError | ClientDisconnect):
                 raise
             logger.exception("a request failed")
-            return internal().response()
+            return internal_error().response()
 
-    async def _answer(self, request: Request, key: str, body: bytes, place: Place) -> Response:
-        asked, question = await asyncio.to_thread(self._understand, body, key)
+    async def _answer(self, request: Request, key: str, body: bytes, slot: QueueSlot) -> Response:
+        chat_request, parsed = await asyncio.to_thread(self._parse, body, key)
         del body
-        answering = Answering(question, self.reader, self.sessions, place)
-        self.desk.start(answering)
-        written = Written(asked, answering)
+        job = AnswerJob(parsed, self.parser, self.sessions, slot)
+        self.queue.start(job)
+        writer = ResponseWriter(chat_request, job)
         try:
-            if asked.stream:
-                first = await _unless_gone(request, written.first())
-                return EventStream(first, written)
-            whole = await _unless_gone(request, written.whole())
+            if chat_request.stream:
+                first = await _unless_disconnected(request, writer.first())
+                return EventStream(first, writer)
+            whole = await _unless_disconnected(request, writer.whole())
         except BaseException:
-            answering.cancel()
+            job.cancel()
             raise
-        place.leave()
+        slot.release()
         return _json(whole)
 
-    def _understand(self, body: bytes, key: str) -> tuple[ChatRequest, Question]:
-        asked = read_request(body)
-        self._check_model(asked.model)
-        if (asked.num_beams or 1) > self.options.max_beams:
+    def _parse(self, body: bytes, key: str) -> tuple[ChatRequest, ParsedRequest]:
+        chat_request = read_request(body)
+        self._check_model(chat_request.model)
+        if (chat_request.num_beams or 1) > self.options.max_beams:
             message = f"num_beams is more than the {self.options.max_beams} that this server allows"
             raise ApiError(400, message, "invalid_value", "num_beams")
-        owner = f"{key}\n{asked.user or ''}" if self.options.separate else ""
-        return asked, self.reader.question(asked, owner)
+        owner = f"{key}\n{chat_request.user or ''}" if self.options.separate else ""
+        return chat_request, self.parser.parse(chat_request, owner)
 
     def _owner(self, request: Request) -> str:
-        """Which of the keys came along, as its number."""
+        """The number of the API key in a request; "" where no keys are needed."""
         if not self.options.keys:
             return ""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -180,9 +180,9 @@ class Endpoint:
                 404, f"no model is called '{name[:100]}'; it is '{self._model.id}'", "model_not_found", "model"
             )
 
-    def _check_kind(self, request: Request) -> None:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # web pages of others can send anything else without asking
+    def _check_headers(self, request: Request) -> None:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":  # other sites' pages can send other types without a CORS preflight
             raise ApiError(415, "send JSON, with 'Content-Type: application/json'", "invalid_content_type")
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.options.max_body:
@@ -191,9 +191,9 @@ class Endpoint:
     async def _body(self, request: Request) -> bytes:
         try:
             return await self._bodies.read(request.receive, self.options.max_body)
-        except TooLarge:
+        except BodyTooLarge:
             raise self._too_large() from None
-        except NoRoom:
+        except BodiesFull:
             message = "too much is being sent to this server; try again later"
             raise ApiError(503, message, "overloaded", headers={"Retry-After": "1"}) from None
 
@@ -202,71 +202,71 @@ class Endpoint:
         return ApiError(413, f"the request is larger than the {most} allowed; send less", "request_too_large")
 
 
-class Written:
-    """An answer in OpenAI's words."""
+class ResponseWriter:
+    """Writes an answer as OpenAI's response objects."""
 
-    def __init__(self, asked: ChatRequest, answering: Answering):
-        self.asked, self.answering = asked, answering
+    def __init__(self, request: ChatRequest, job: AnswerJob):
+        self.request, self.job = request, job
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        self._events = answering.events()
+        self._events = job.events()
 
     async def whole(self) -> Completion:
         text = ""
         async for event in self._events:
-            if isinstance(event, End):
+            if isinstance(event, AnswerEnd):
                 break
             text += event
         return Completion(
             id=self._id,
             created=self._created,
-            model=self.asked.model,
-            choices=[Choice(message=Said(content=text), finish_reason=event.finish)],
+            model=self.request.model,
+            choices=[Choice(message=ResponseMessage(content=text), finish_reason=event.finish)],
             usage=_usage(event),
             chatbridge=_extras(event),
         )
 
-    async def first(self) -> str | End:
-        """What comes first; errors come here, while there is still a status to tell them with."""
+    async def first(self) -> str | AnswerEnd:
+        """The first event; errors are raised here, while there is still a status to report them with."""
         return await anext(self._events)
 
-    async def lines(self, first: str | End) -> AsyncIterator[str]:
-        """Server-sent events, from what came first on."""
+    async def lines(self, first: str | AnswerEnd) -> AsyncIterator[str]:
+        """Server-sent events, from the first event on."""
         yield self._line(Delta(role="assistant", content=""))
         event = first
         try:
-            while not isinstance(event, End):
+            while not isinstance(event, AnswerEnd):
                 yield self._line(Delta(content=event))
                 event = await anext(self._events)
         except ApiError as error:
             yield f"data: {JSONResponse(error.body).body.decode()}\n\n"
             return
         yield self._line(Delta(), event)
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
+        if self.request.stream_options is not None and self.request.stream_options.include_usage:
             yield _line(self._chunk(usage=_usage(event)))
         yield "data: [DONE]\n\n"
 
-    def _line(self, delta: Delta, end: End | None = None) -> str:
+    def _line(self, delta: Delta, end: AnswerEnd | None = None) -> str:
         choice = ChunkChoice(delta=delta, finish_reason=end.finish if end else None)
         return _line(self._chunk(choices=[choice], chatbridge=_extras(end) if end else None))
 
     def _chunk(self, **fields: object) -> Chunk:
-        given = {"id": self._id, "created": self._created, "model": self.asked.model, "choices": [], **fields}
+        given = {"id": self._id, "created": self._created, "model": self.request.model, "choices": [], **fields}
         return Chunk.model_validate(given)
 
 
 class EventStream(StreamingResponse):
-    """An answer as it comes. However it ends, nothing goes on afterwards, and its place is free."""
+    """Streams an answer; when the stream ends for any reason, generation ends and the slot is released."""
 
-    def __init__(self, first: str | End, written: Written):
-        super().__init__(written.lines(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.answering = written.answering
+    def __init__(self, first: str | AnswerEnd, writer: ResponseWriter):
+        super().__init__(writer.lines(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.job = writer.job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.answering.cancel()
-            self.answering.place.leave()
+            self.job.cancel()
+            self.job.slot.release()
 
 
 def make_app(endpoint: Endpoint) -> Starlette:
@@ -280,40 +280,40 @@ def make_app(endpoint: Endpoint) -> Starlette:
         ],
         exception_handlers={
             ApiError: lambda _, error: error.response(),
-            HTTPException: _no_route,
-            ClientDisconnect: lambda *_: Response(status_code=GONE),
-            Exception: lambda *_: internal().response(),
+            HTTPException: _http_error,
+            ClientDisconnect: lambda *_: Response(status_code=CLIENT_CLOSED_REQUEST),
+            Exception: lambda *_: internal_error().response(),
         },
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _no_route(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
     message = f"{request.method} {path}: {error.detail}; see docs/serving.md for what there is"
     return ApiError(error.status_code, message, "unknown_url", headers=error.headers).response()
 
 
-async def _unless_gone(request: Request, wanted: Awaitable[T]) -> T:
-    """Wait for something, unless the client hangs up first.
+async def _unless_disconnected(request: Request, result: Awaitable[T]) -> T:
+    """Wait for a result, unless the client disconnects first.
 
     Raises:
         ClientDisconnect: when it does.
     """
-    task, gone = asyncio.ensure_future(wanted), asyncio.ensure_future(_hung_up(request))
+    task, disconnected = asyncio.ensure_future(result), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
-async def _hung_up(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -326,7 +326,7 @@ def _line(chunk: Chunk) -> str:
     return f"data: {chunk.model_dump_json()}\n\n"
 
 
-def _usage(end: End) -> Usage:
+def _usage(end: AnswerEnd) -> Usage:
     read, made = end.reply.prompt_positions, len(end.reply.token_ids)
     return Usage(
         prompt_tokens=read,
@@ -336,5 +336,5 @@ def _usage(end: End) -> Usage:
     )
 
 
-def _extras(end: End) -> Extras:
-    return Extras(seed=end.reply.seed, dropped_turns=end.dropped, remarks=end.reply.remarks)
+def _extras(end: AnswerEnd) -> ChatBridgeFields:
+    return ChatBridgeFields(seed=end.reply.seed, dropped_turns=end.dropped, remarks=end.reply.remarks)

@@ -1,4 +1,4 @@
-"""What goes wrong, as clients of OpenAI's API expect to be told."""
+"""Errors in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ApiError(Exception):
 
     Args:
         status: of HTTP. message: what is wrong and what to do, for people.
-        code: for programs, by OpenAI's names where it has one. param: the field of the request, if one is to blame.
+        code: for programs, by OpenAI's names where it has one. param: the field of the request that is wrong.
         headers: of the response.
     """
 
@@ -41,13 +41,13 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def of_medium(error: MediaError, param: str | None = None) -> ApiError:
+def media_error(error: MediaError, param: str | None = None) -> ApiError:
     """A medium that cannot be used: 413 for one that is too large, else 400."""
     if isinstance(error, LimitExceeded):
         return ApiError(413, str(error), "media_too_large", param)
     return ApiError(400, str(error), "invalid_media", param)
 
 
-def internal() -> ApiError:
-    """For failures of our own; the log has the details, and nobody else."""
+def internal_error() -> ApiError:
+    """For failures of the server; the details are in the log only."""
     return ApiError(500, "the server failed to answer; its log says more", "internal_error")

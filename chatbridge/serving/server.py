@@ -1,4 +1,4 @@
-"""The process that listens: how it starts, and how it stops."""
+"""The server process: start, signals, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -12,74 +12,75 @@ from starlette.responses import Response
 
 from chatbridge.serving.app import Endpoint, make_app
 from chatbridge.serving.errors import ApiError
-from chatbridge.web.access import Access, Names
+from chatbridge.web.access import AccessMiddleware, AccessOptions, KnownHosts
 from chatbridge.web.connections import Connection
-from chatbridge.web.entrance import Entrance
-from chatbridge.web.listening import Listener, address_of, listen
+from chatbridge.web.http_server import HttpServer, address_of, listen
 
 logger = logging.getLogger("chatbridge")
 
-LEFT_TO_END = 3.0
-"""Seconds that answers which were ended have to say so, and workers to come out of what they compute."""
+SHUTDOWN_SECONDS = 3.0
+"""For cancelled answers to be sent, and for workers to leave their current step."""
 
 
 class ApiConnection(Connection):
-    """Says in OpenAI's words, too, that a request was late, one too many, or none."""
+    """Sends OpenAI's error object for requests that were late, malformed or too many."""
 
-    def words(self, status: int, message: str) -> tuple[str, bytes]:
+    def error_body(self, status: int, message: str) -> tuple[str, bytes]:
         codes = {400: "invalid_request", 408: "timeout", 503: "overloaded"}
         answer = ApiError(status, message, codes[status]).response()
         return answer.media_type, answer.body
 
 
-class Server(Listener):
-    """Listens until SIGTERM or SIGINT; answers that are being given then have `grace` seconds to end by themselves.
+class Server(HttpServer):
+    """Serves until SIGTERM or SIGINT; running answers then have `grace` seconds, or until a second signal, to finish.
 
     Args:
-        endpoint: what is served. host, port: where. grace: in seconds; a second signal ends them at once.
-        access: other names that it is reached under, and proxies.
+        endpoint: what is served. host, port: where it listens; port 0 takes a free one.
+        access: further host names, and proxies.
     """
 
-    def __init__(self, endpoint: Endpoint, host: str, port: int, grace: float = 3.0, access: Access | None = None):
-        self.endpoint, self.grace, self.access = endpoint, grace, access or Access()
-        self.names = Names(host, self.access)
-        app = Entrance(make_app(endpoint), self.names, self.access, _refuse, pages_only=False)
-        super().__init__(app, host, port, ApiConnection, round(grace + LEFT_TO_END))
+    def __init__(
+        self, endpoint: Endpoint, host: str, port: int, grace: float = 3.0, access: AccessOptions | None = None
+    ):
+        self.endpoint, self.grace, self.access = endpoint, grace, access or AccessOptions()
+        self.hosts = KnownHosts(host, self.access)
+        app = AccessMiddleware(make_app(endpoint), self.hosts, self.access, _error_response, same_site_only=False)
+        super().__init__(app, host, port, ApiConnection, round(grace + SHUTDOWN_SECONDS))
 
     @property
     def port(self) -> int:
-        """Where it listens, once it has started; for port 0, the one that was free."""
+        """The port it listens on, once it has started."""
         return self.servers[0].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        """Take no more requests, let answers end, and return from `run`. Called again, it does not wait for them."""
-        self.endpoint.desk.close(0.0 if self.should_exit else self.grace)
+        """Refuse new requests and return from `run` when answers are finished; the second call cancels them."""
+        self.endpoint.queue.close(0.0 if self.should_exit else self.grace)
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn raises the signal again when it is done, which would make the exit status that of a failure.
+        # Not uvicorn's: it raises the signal again after shutdown, so that the exit status is that of a failure.
         self.stop()
 
     async def startup(self, sockets: list | None = None) -> None:
         await super().startup(sockets)
         for one in sockets or ():
-            self.names.add(one.getsockname()[0])
+            self.hosts.add(one.getsockname()[0])
         address = address_of(self.config.host, self.port)
         logger.info("serving '%s' at http://%s%s/v1", self.endpoint.options.model_name, address, self.access.prefix)
 
-    def run_to_the_end(self) -> int:
-        """Serve, and return the exit status. What still computes after the last second does not keep the process."""
+    def run_until_stopped(self) -> int:
+        """Serve, and return the exit status. Ends the process if a worker still computes after `SHUTDOWN_SECONDS`."""
         try:
             sockets = listen(self.config.host, [self.config.port])
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         self.run(sockets)
-        self.endpoint.desk.shut_down()
-        end = time.monotonic() + LEFT_TO_END
-        while self.endpoint.desk.busy() and time.monotonic() < end:
+        self.endpoint.queue.shut_down()
+        end = time.monotonic() + SHUTDOWN_SECONDS
+        while self.endpoint.queue.busy() and time.monotonic() < end:
             time.sleep(0.02)
-        if self.endpoint.desk.busy():
+        if self.endpoint.queue.busy():
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -87,5 +88,5 @@ class Server(Listener):
         return 0
 
 
-def _refuse(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return ApiError(status, message, "unknown_host").response()

@@ -1,1 +1,1 @@
-"""What the server and the page have in common: sockets, connections, names that they answer to, bodies that arrive."""
+"""HTTP for the API server and the demo page alike: sockets, connection deadlines, access checks, request bodies."""

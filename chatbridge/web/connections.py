@@ -1,8 +1,8 @@
-"""Connections that end when nothing comes, and that make room for each other.
+"""Connections with deadlines, and a limit on their number that one network cannot use up.
 
-uvicorn waits for ever for the rest of a request and for a client to read its answer, and whoever opens enough of such
-connections leaves none for others. Here what a client owes has a time limit, and of too many connections those go
-first whose requests are on their way, of the network that holds most.
+uvicorn waits for ever for the rest of a request and for a client to read its response, so that a few hundred idle
+connections would lock everybody else out. Here both have a time limit, and beyond `MAX_CONNECTIONS` those with
+unfinished requests are closed first, of the network that holds most.
 """
 
 from __future__ import annotations
@@ -17,61 +17,61 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
-"""For the head of a request, from the connection or from its first byte on."""
+"""For a request's head, counted from the connection or from its first byte."""
 
 BODY_SECONDS, SLOWEST_BODY = 120.0, 64 * 1024
-"""For its body; only one that brings so many bytes a second may take longer."""
+"""For a request's body; one that arrives at this rate (bytes per second) may take longer."""
 
 UNREAD_SECONDS, SLOWEST_READER = 60.0, 1024
-"""An answer that is not read, so many bytes a second of it at least, ends after so long."""
+"""A response that is read more slowly than this (bytes per second) is aborted after so long."""
 
 LINGER_SECONDS = 10.0
-"""For the last bytes of a connection that is closed."""
+"""For a closing connection to send its last bytes."""
 
-FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-MOST = 512 if FILES == resource.RLIM_INFINITY else min(512, FILES // 2)
-"""Connections at a time; files need descriptors, too."""
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+MAX_CONNECTIONS = 512 if _DESCRIPTORS == resource.RLIM_INFINITY else min(512, _DESCRIPTORS // 2)
+"""Half of the file descriptors are left for files."""
 
-LATE = "the request did not arrive within {:g} s"
-CROWDED = "too many connections are open; try again later"
+TIMEOUT_MESSAGE = "the request did not arrive within {:g} s"
+TOO_MANY_MESSAGE = "too many connections are open; try again later"
 
 
 class Connection(H11Protocol):
-    """One connection. `check` is to be called about every second.
+    """One connection. `check` must be called about every second.
 
     Attributes:
-        peer: the client's network. since: when what is waited for began (the loop's time).
+        network: of the client. since: when the current wait for the client began (the loop's time).
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.peer = network_of(self.client[0]) if self.client else ""
-        self.since, self._owed, self._arrived = self.loop.time(), "head", 0
+        self.network = network_of(self.client[0]) if self.client else ""
+        self.since, self._expected, self._received = self.loop.time(), "head", 0
         self._unread: tuple[float, int] | None = None
         self._closed: float | None = None
-        self._make_room()
+        self._enforce_limit()
 
     def data_received(self, data: bytes) -> None:
-        self._arrived += len(data)
+        self._received += len(data)
         super().data_received(data)
-        self._note()
+        self._update()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._note()
+        self._update()
 
     @property
-    def waits(self) -> bool:
-        """Whether nothing is to be done for it before more has come."""
-        return self._owed is not None
+    def incomplete(self) -> bool:
+        """Whether it waits for (the rest of) a request."""
+        return self._expected is not None
 
-    def _note(self) -> None:
-        owed = self._what_is_owed()
-        if owed != self._owed:
-            self.since, self._owed, self._arrived = self.loop.time(), owed, 0
+    def _update(self) -> None:
+        expected = self._expected_part()
+        if expected != self._expected:
+            self.since, self._expected, self._received = self.loop.time(), expected, 0
 
-    def _what_is_owed(self) -> str | None:
-        """What the client has to send: "head", "body", a further request if it likes ("")."""
+    def _expected_part(self) -> str | None:
+        """What the client has to send next: "head", "body", "" between two requests, None while it is being served."""
         if self.conn.their_state is h11.SEND_BODY:
             return "body"
         if self.conn.their_state is h11.IDLE:
@@ -79,7 +79,7 @@ class Connection(H11Protocol):
         return None
 
     def check(self, now: float) -> None:
-        """End it where its client takes too long.
+        """Close it if its client has taken too long.
 
         Args:
             now: the loop's time.
@@ -88,20 +88,20 @@ class Connection(H11Protocol):
             self._closed = self._closed or now
             if now - self._closed > LINGER_SECONDS:
                 self.transport.abort()
-        elif self._is_unread(now):
+        elif self._reads_too_slowly(now):
             self.transport.abort()
-        elif self._owed == "head" and now - self.since > HEAD_SECONDS:
-            if self._arrived:
-                self.turn_away(408, LATE.format(HEAD_SECONDS))
-            else:  # browsers open connections that they may need
+        elif self._expected == "head" and now - self.since > HEAD_SECONDS:
+            if self._received:
+                self.reject(408, TIMEOUT_MESSAGE.format(HEAD_SECONDS))
+            else:  # browsers open spare connections
                 self.transport.close()
-        elif self._owed == "body" and self.flow.read_paused:
-            self.since, self._arrived = now, 0  # it is us who do not read
-        elif self._owed == "body" and now - self.since > max(BODY_SECONDS, self._arrived / SLOWEST_BODY):
-            self.turn_away(408, LATE.format(BODY_SECONDS))
+        elif self._expected == "body" and self.flow.read_paused:
+            self.since, self._received = now, 0  # the server has paused reading
+        elif self._expected == "body" and now - self.since > max(BODY_SECONDS, self._received / SLOWEST_BODY):
+            self.reject(408, TIMEOUT_MESSAGE.format(BODY_SECONDS))
 
-    def _is_unread(self, now: float) -> bool:
-        """Whether the answer waits for a client that does not read it."""
+    def _reads_too_slowly(self, now: float) -> bool:
+        """Whether the client does not read its response."""
         size = self.transport.get_write_buffer_size()
         if not self.flow.write_paused:
             self._unread = None
@@ -112,46 +112,46 @@ class Connection(H11Protocol):
             return before - size < SLOWEST_READER * UNREAD_SECONDS
         return False
 
-    def turn_away(self, status: int, message: str) -> None:
-        """Answer a request that is not (wholly) there, and close."""
+    def reject(self, status: int, message: str) -> None:
+        """Respond to an incomplete or invalid request, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            kind, body = self.words(status, message)
-            headers = [("content-type", kind), ("content-length", str(len(body))), ("connection", "close")]
+            content_type, body = self.error_body(status, message)
+            headers = [("content-type", content_type), ("content-length", str(len(body))), ("connection", "close")]
             start = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
             events = (start, h11.Data(data=body), h11.EndOfMessage())
             self.transport.write(b"".join(map(self.conn.send, events)))
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's, for what is no HTTP; its own lets an application answer, too, and fails on that."""
-        self.turn_away(400, msg)
+        """Overrides uvicorn's, which fails where the application is already responding."""
+        self.reject(400, msg)
 
-    def words(self, status: int, message: str) -> tuple[str, bytes]:
-        """Content type and content of such an answer."""
+    def error_body(self, status: int, message: str) -> tuple[str, bytes]:
+        """Content type and content of the response that `reject` sends."""
         return "text/plain; charset=utf-8", message.encode()
 
-    def _make_room(self) -> None:
-        """Where there are too many: of the network that has most of them, the one that has owed something for longest
-        goes, then the oldest; a newcomer from there is turned away instead of one that is being answered."""
-        if len(self.connections) <= MOST:
+    def _enforce_limit(self) -> None:
+        """Of too many connections, close one of the network that has most: the longest incomplete one, else this one
+        if it belongs there (rather than one that is being served), else the oldest."""
+        if len(self.connections) <= MAX_CONNECTIONS:
             return
-        held = Counter(one.peer for one in self.connections)
+        held = Counter(one.network for one in self.connections)
         fullest = max(held.values())
-        crowd = [one for one in self.connections if held[one.peer] == fullest]
-        waiting = [one for one in crowd if one.waits]
-        first = min(waiting or crowd, key=lambda one: one.since)
+        candidates = [one for one in self.connections if held[one.network] == fullest]
+        incomplete = [one for one in candidates if one.incomplete]
+        first = min(incomplete or candidates, key=lambda one: one.since)
         if first is self:
-            self.turn_away(503, CROWDED)
+            self.reject(503, TOO_MANY_MESSAGE)
         else:
             self.connections.discard(first)
             first.transport.abort()
 
 
 def network_of(address: str) -> str:
-    """The network of one client: its IPv4 address, or the /64 that providers give to one customer in IPv6."""
+    """A client's IPv4 address, or its IPv6 /64, which is what providers assign to one customer."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -249,7 +249,7 @@ def test_dropped_and_pasted(engine, tab, files):
 
 def test_camera_and_microphone(engine, tab):
     tab.page.get_by_text("Camera", exact=True).click()
-    tab.page.locator("#camera button", has_text="Click to Access Webcam").click()
+    tab.page.locator("#camera button", has_text="Click to AccessOptions Webcam").click()
     until(lambda: tab.page.locator("#camera video").evaluate("video => video.videoWidth > 0 && video.readyState > 1"))
     tab.page.locator("#camera button[aria-label='capture photo']").click()
     until(lambda: tab.page.locator("#box .thumbnail-item").count() == 1)

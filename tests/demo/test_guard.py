@@ -14,7 +14,7 @@ from chatbridge.demo.guard import COOKIE
 from chatbridge.demo.room import Held, Owner, first_to_go
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.web import connections
-from chatbridge.web.access import Access
+from chatbridge.web.access import AccessOptions
 from tests.demo.tools import Browser, Visitor, alone, page, slowly, until
 from tests.inference.tools import make_engine, write_media
 
@@ -311,7 +311,7 @@ class TestHostsAndPages:
 
     @pytest.mark.parametrize("takes_off", [True, False])
     def test_behind_a_proxy(self, tmp_path, engine, files, takes_off):
-        access = Access(root_path="/chat", allowed_hosts=["pub.example"], trusted_proxies=["127.0.0.1"])
+        access = AccessOptions(root_path="/chat", allowed_hosts=["pub.example"], trusted_proxies=["127.0.0.1"])
         with page(tmp_path, [engine], access=access) as running:
             headers = {"Host": "127.0.0.1", "X-Forwarded-Host": "pub.example", "X-Forwarded-Proto": "https"}
             headers["X-Forwarded-For"] = "192.0.2.7"

@@ -15,8 +15,8 @@ from PIL import Image
 from chatbridge.common.batch import RawMedia
 from chatbridge.demo.previews import preview
 from chatbridge.inference import Medium
+from chatbridge.inference.attachments import guess_modality, video_sound_problem
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.inference.media import guess_modality, has_sound
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -64,7 +64,7 @@ class Media(Target):
         limits = MediaLimits()
         yield "limits", partial(limits.check, given)
         yield "modality", partial(guess_modality, given, MODALITIES)
-        yield "has sound", partial(has_sound, given)
+        yield "has sound", partial(video_sound_problem, given)
         yield f"preview {shown}", partial(_previewed, shown, given, folder / "preview", limits)
         yield f"check header {shown}", partial(check_media, shown, given, "header", processor)
         if shown == "video" and isinstance(given, Path):

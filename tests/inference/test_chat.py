@@ -55,7 +55,7 @@ def test_a_conversation(engine, terminal, files):
     assert run(terminal, "/edit and now?")[0] == session.edit(1, "and now?").text + "\n"
     assert run(terminal, "/edit 1 why?")[0] == session.edit(0, "why?").text + "\n"
     assert run(terminal, "//regenerate")[0] == session.say("/regenerate").text + "\n"
-    assert not terminal.failed and terminal.waiting == []
+    assert not terminal.failed and terminal.pending == []
 
 
 def test_muting(terminal, files):

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from chatbridge.conversation import PromptFormat, clean_answer
 from chatbridge.conversation.stop import StopOnText
 from chatbridge.inference import ChatSession, GenerationSettings
-from chatbridge.inference.decoding import Decoding, beams, tokens
-from chatbridge.inference.prefix import PrefixCache
-from chatbridge.inference.visible import GrowingText, VisibleText
+from chatbridge.inference.decoding import DecodingTask, beam_search, decode_tokens
+from chatbridge.inference.prefix_cache import PrefixCache
+from chatbridge.inference.text_stream import IncrementalDecoder, StreamedText
 from chatbridge.models import CausalLM
 from chatbridge.processors.tokenizer import load_tokenizer
 from tests.inference.tools import make_engine, write_media
@@ -54,8 +54,8 @@ def decode(language, ids, settings, cache=None, most=LENGTH, seed=5):
     positions, embed = prompt_of(language, ids)
     cache = cache or PrefixCache(language)
     cache.keep(positions)
-    task = Decoding(cache=cache, positions=positions, embed=embed, settings=settings, most=most, seed=seed)
-    return beams(task, lambda _: False) if settings.num_beams > 1 else list(tokens(task))
+    task = DecodingTask(cache=cache, positions=positions, embed=embed, settings=settings, max_tokens=most, seed=seed)
+    return beam_search(task, lambda _: False) if settings.num_beams > 1 else list(decode_tokens(task))
 
 
 def generate(language, ids, settings, most=LENGTH, seed=5):
@@ -169,16 +169,16 @@ def test_long_texts_are_decoded_by_their_ends(tokenizer, seed):
     text = "".join(rng.choice(words) for _ in range(200))
     random_ids = [rng.randrange(3, tokenizer.vocab_size) for _ in range(300)]
     for way, ids in ((tokenizer, tokenizer.encode(text)), (Bytes(), list(text.encode())), (tokenizer, random_ids)):
-        growing, longest = GrowingText(way), 0
+        growing, longest = IncrementalDecoder(way), 0
         for number, token in enumerate(ids, 1):
             assert growing.add(token) == way.decode(ids[:number])
             longest = max(longest, number - growing._start)
-        assert longest < 5 * GrowingText.WINDOW < len(ids)
+        assert longest < 5 * IncrementalDecoder.WINDOW < len(ids)
 
 
 def show(tokenizer, ids, format, stop=()):
     """Pieces as they would be shown, until a stop text."""
-    text, pieces = VisibleText(tokenizer, format, stop), []
+    text, pieces = StreamedText(tokenizer, format, stop), []
     for token in ids:
         pieces.append(text.add(token))
         if text.stopped:

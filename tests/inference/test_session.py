@@ -125,7 +125,7 @@ class TestReuse:
         runs = []
         encode = engine.model.encode
         monkeypatch.setattr(engine.model, "encode", lambda m, x: runs.append(m) or encode(m, x))
-        engine.forget_media()
+        engine.clear_media_cache()
         for _ in range(2):
             session = ChatSession(engine, SHORT)
             session.say("what?", images=[files["a.png"]])

@@ -55,7 +55,7 @@ def test_there_and_back(engine, session, files, tmp_path, embed):
         paths = [medium.get("path") for turn in json.loads(file.read_text())["turns"] for medium in turn["media"]]
         assert paths == ["files/a.png", "files/loud.mp4", "files/loud.mp4", None]
     else:
-        engine.forget_media()
+        engine.clear_media_cache()
         assert other.regenerate().text
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from chatbridge.common.documents import LFS_REASON
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts
+from chatbridge.inference.attachments import Medium, guess_modality, video_sound_problem
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.inference.media import Medium, guess_modality, has_sound
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -51,7 +51,7 @@ WAYS = {
     **{modality: processor.load for modality, processor in PROCESSORS.items()},
     "limits": MediaLimits().check,
     "modality": lambda source: guess_modality(source, ("image", "video", "audio")),
-    "sound": has_sound,
+    "sound": video_sound_problem,
     "medium": lambda source: Medium.of("image", source),
     "prepared picture": lambda source: check_media("image", source, "header", None),
     "prepared video": lambda source: check_media("video", source, "header", None),
@@ -225,7 +225,7 @@ def test_decoders_that_raise_what_nobody_expects(tmp_path, monkeypatch, error):
             check_media(modality, tmp_path / name, "header", None)
         with pytest.raises(MediaError, match=rf"^{name}: "):
             MediaLimits().check(tmp_path / name)
-    assert not has_sound(tmp_path / "a.wav")
+    assert video_sound_problem(tmp_path / "a.wav") is not None
     with pytest.raises(MediaError):
         guess_modality(tmp_path / "a.wav", ("audio",))
 

@@ -14,8 +14,8 @@ import soundfile
 import torch
 from PIL import Image
 
+from chatbridge.inference.attachments import guess_modality, video_sound_problem
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.inference.media import guess_modality, has_sound, without_sound
 from chatbridge.processors import AudioConfig, AudioProcessor, Blob, MediaError, VideoConfig, VideoProcessor
 from chatbridge.processors.picture_files import read_rgb
 from chatbridge.processors.sound_files import read_sound
@@ -116,7 +116,7 @@ def titled(path: Path, sound: np.ndarray | None = None) -> Path:
 def test_a_title_that_is_not_utf8_in_a_video(tmp_path, ending):
     path = titled(tmp_path / f"a.{ending}")
     assert VideoProcessor(VideoConfig(image_size=28)).load(path).shape == (4, 3, 28, 28)
-    assert MediaLimits().check(path).kind == guess_modality(path, ("video",)) == "video" and not has_sound(path)
+    assert MediaLimits().check(path).kind == guess_modality(path, ("video",)) == "video" and video_sound_problem(path)
 
 
 @pytest.mark.parametrize("ending", ["wav", "mp3", "flac"])
@@ -124,7 +124,8 @@ def test_a_title_that_is_not_utf8_in_a_sound(tmp_path, ending):
     path = titled(tmp_path / f"a.{ending}")
     for source in (path, Blob("for_pyav.mp4", path.read_bytes())):
         assert AudioProcessor(AudioConfig()).load(source).any()
-        assert MediaLimits().check(source).kind == guess_modality(source, ("audio",)) == "audio" and has_sound(source)
+        assert MediaLimits().check(source).kind == guess_modality(source, ("audio",)) == "audio"
+        assert video_sound_problem(source) is None
 
 
 HIGH, LOW = tone(0.5, 48000, 3000.0), tone(0.5, 48000, 200.0)
@@ -140,7 +141,7 @@ def test_the_first_sound_track_that_can_be_decoded(tmp_path, broken):
     """As beside the AAC track of recent phones, in either order."""
     path = without_decoder(tracks(tmp_path / "phone.mp4", [HIGH, LOW]), broken)
     assert pitch(path) == pytest.approx(200 if broken == 0 else 3000, abs=20)
-    assert has_sound(path) and MediaLimits().check(path, "video").sound
+    assert video_sound_problem(path) is None and MediaLimits().check(path, "video").sound
     assert VideoProcessor(VideoConfig(image_size=28)).load(path).shape == (4, 3, 28, 28)
 
 
@@ -166,7 +167,7 @@ SILENT = {
 def test_a_sound_track_that_gives_nothing(tmp_path, make):
     path = make(tmp_path)
     for source in (path, Blob(path.name, path.read_bytes())):
-        assert not has_sound(source) and not MediaLimits().check(source, "video").sound
+        assert video_sound_problem(source) and not MediaLimits().check(source, "video").sound
         with pytest.raises(MediaError, match="is a video and has no sound"):
             MediaLimits().check(source, "audio")
         assert VideoProcessor(VideoConfig(image_size=28)).load(source).shape == (4, 3, 28, 28)
@@ -175,12 +176,13 @@ def test_a_sound_track_that_gives_nothing(tmp_path, make):
 
 
 def test_what_is_said_of_it(tmp_path):
-    assert without_sound(no_decoder(tmp_path)) == "has a sound track in a codec that cannot be decoded here"
-    assert without_sound(tracks(tmp_path / "a.mkv", [None])) == "has a sound track of which nothing can be decoded"
-    assert without_sound(write_video(tmp_path / "mute.mp4", [0] * 4)) == "has no sound track"
-    assert without_sound(write_video(tmp_path / "loud.mp4", [0] * 4, sound=tone(0.5))) is None
+    assert video_sound_problem(no_decoder(tmp_path)) == "has a sound track in a codec that cannot be decoded here"
+    silent = tracks(tmp_path / "a.mkv", [None])
+    assert video_sound_problem(silent) == "has a sound track of which nothing can be decoded"
+    assert video_sound_problem(write_video(tmp_path / "mute.mp4", [0] * 4)) == "has no sound track"
+    assert video_sound_problem(write_video(tmp_path / "loud.mp4", [0] * 4, sound=tone(0.5))) is None
     (tmp_path / "text.mp4").write_text("no video")
-    assert without_sound(tmp_path / "text.mp4").startswith("cannot be read (")
+    assert video_sound_problem(tmp_path / "text.mp4").startswith("cannot be read (")
 
 
 def test_a_picture_track_without_a_decoder(tmp_path):
@@ -212,7 +214,7 @@ def test_a_wav_that_does_not_know_how_long_it_is(tmp_path, lengths, name):
         data[at : at + 4] = struct.pack("<I", length)
     source = Blob(name, bytes(data))
     assert torch.equal(AudioProcessor(AudioConfig()).load(source), expected)
-    assert MediaLimits().check(bytes(data)).seconds == pytest.approx(2.0) and has_sound(source)
+    assert MediaLimits().check(bytes(data)).seconds == pytest.approx(2.0) and video_sound_problem(source) is None
     with pytest.raises(MediaError, match="lasts 2 s or longer"):
         MediaLimits(max_seconds=1).check(bytes(data))
 

@@ -44,7 +44,7 @@ class Process:
             os.dup2(out.fileno(), 2)
             sys.stdout = sys.stderr = out
             torch.set_num_threads(1)
-            server.LEFT_TO_END = 1.0
+            server.SHUTDOWN_SECONDS = 1.0
             step = CausalLM.step
             CausalLM.step = lambda *given, **named: time.sleep(seconds) or step(*given, **named)
             status = 99
@@ -206,7 +206,7 @@ def test_another_name_and_a_proxys_path(start):
 def test_a_warning_for_doors_without_a_lock(config, monkeypatch, arguments, warned):
     monkeypatch.setenv("SOME_KEY", "x")
     served = []
-    monkeypatch.setattr(server.Server, "run_to_the_end", lambda self: served.append(self.config) or 0)
+    monkeypatch.setattr(server.Server, "run_until_stopped", lambda self: served.append(self.config) or 0)
     messages = []
     monkeypatch.setattr(logging.getLogger("chatbridge"), "warning", lambda text, *_: messages.append(text))
     assert serve.main(["--cfg-path", str(config), "--device", "cpu", *arguments]) == 0

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from chatbridge.inference import ChatSession, GenerationSettings
-from chatbridge.serving.sessions import Sessions
-from chatbridge.serving.stops import StopTexts
+from chatbridge.inference.text_stream import StopTextFilter
+from chatbridge.serving.session_pool import SessionPool
 from tests.inference.tools import SHORT, make_engine, write_media
 from tests.patience import PATIENCE
 from tests.serving.tools import Served, assistant, data_url, http, image, sound, text, until, user, video
@@ -125,7 +125,7 @@ class TestAnswers:
         assert models.retrieve("tiny").modalities == ["image", "video", "audio"]
         with pytest.raises(openai.NotFoundError, match="no model is called 'other/one'"):
             models.retrieve("other/one")
-        until(lambda: not served.endpoint.desk.taken)
+        until(lambda: not served.endpoint.queue.occupied)
         assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 0, "waiting": 0}
         for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
             response = http(method, served.url + path)
@@ -245,10 +245,10 @@ class TestReuse:
         served.close()
 
     def test_only_so_much_is_kept(self, engine):
-        sessions = Sessions(lambda: ChatSession(engine), most_positions=30)
+        sessions = SessionPool(lambda: ChatSession(engine), max_positions=30)
 
         def use(*positions, owner=""):
-            with sessions.lend(list(positions), owner) as kept:
+            with sessions.acquire(list(positions), owner) as kept:
                 before = list(kept.positions)
                 kept.positions = list(positions)
             return before
@@ -259,7 +259,7 @@ class TestReuse:
         assert use(0, 50, 51, 200) == []  # too little in common to take the other's place
         assert use(*range(6), 300, 301, owner="other") == []  # and with that, the oldest went
         assert use(*range(12)) == []
-        with pytest.raises(ZeroDivisionError), sessions.lend(list(range(12))):
+        with pytest.raises(ZeroDivisionError), sessions.acquire(list(range(12))):
             raise ZeroDivisionError
         assert use(*range(12)) == []  # one that failed is not used again
 
@@ -314,7 +314,7 @@ def test_eight_clients_at_once(engine, files):
         heard.clear()
     assert len({answers[0] for answers in expected.values()}) == 8
     served.close()
-    assert served.endpoint.desk.taken == 0
+    assert served.endpoint.queue.occupied == 0
 
 
 class TestStopTexts:
@@ -324,7 +324,7 @@ class TestStopTexts:
         answer = "".join(rng.choice("ab#") for _ in range(30))
         texts = ["".join(rng.choice("ab#") for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(0, 3))]
         ends = [place for place in map(answer.find, texts) if place >= 0]
-        stops, shown, rest = StopTexts(texts), "", answer
+        stops, shown, rest = StopTextFilter(texts), "", answer
         while rest and not stops.found:
             size = rng.randint(1, 4)
             shown, rest = shown + stops.add(rest[:size]), rest[size:]

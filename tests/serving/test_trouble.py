@@ -14,7 +14,7 @@ import pytest
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.serving import ServingOptions
 from chatbridge.serving.errors import ApiError
-from chatbridge.serving.wire import read_request
+from chatbridge.serving.protocol import read_request
 from chatbridge.web import connections
 from tests.inference.tools import SHORT, make_engine
 from tests.serving.tools import ASKED, Served, assistant, http, image, text, until, user
@@ -222,7 +222,7 @@ class TestManyAndVanishing:
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        until(lambda: served.endpoint.desk.taken == 3 and slow.steps)
+        until(lambda: served.endpoint.queue.occupied == 3 and slow.steps)
         assert http("GET", f"{served.url}/health").json() == {"status": "ok", "answering": 1, "waiting": 2}
         with pytest.raises(openai.RateLimitError, match="1 answers are being given and 2 requests wait") as caught:
             served.client().chat.completions.create(**ASKED)
@@ -243,12 +243,12 @@ class TestManyAndVanishing:
             until(lambda: slow.steps > 5)
             if stream:
                 assert b"text/event-stream" in connection.recv(10_000)
-        until(lambda: not served.endpoint.desk.busy())
+        until(lambda: not served.endpoint.queue.busy())
         made = slow.steps
         assert made < 100
         time.sleep(10 * slow.seconds)
         assert slow.steps == made
-        until(lambda: served.endpoint.desk.taken == 0)
+        until(lambda: served.endpoint.queue.occupied == 0)
         monkeypatch.undo()
         answer = served.client().chat.completions.create(
             **ASKED | {"messages": [user("tell me more")], "max_tokens": 10}
@@ -260,20 +260,20 @@ class TestManyAndVanishing:
         first = served.client().chat.completions.create(**LONG | {"max_tokens": 60, "stream": True})
         next(first)
         read = []
-        monkeypatch.setattr(served.endpoint.sessions, "lend", lambda *a: read.append(a))
+        monkeypatch.setattr(served.endpoint.sessions, "acquire", lambda *a: read.append(a))
         with pytest.raises(openai.APITimeoutError):
             served.client().with_options(timeout=0.3).chat.completions.create(**ASKED)
-        until(lambda: served.endpoint.desk.taken == 1)
+        until(lambda: served.endpoint.queue.occupied == 1)
         slow.seconds = 0
         for _ in first:
             pass
-        until(lambda: not served.endpoint.desk.busy())
+        until(lambda: not served.endpoint.queue.busy())
         assert read == []
 
     def test_one_that_vanishes_late_interrupts_nobody_else(self, engine, served, monkeypatch):
         """A session goes from request to request; the end of the first must not reach into the second."""
-        started, start = [], served.endpoint.desk.start
-        monkeypatch.setattr(served.endpoint.desk, "start", lambda one: started.append(one) or start(one))
+        started, start = [], served.endpoint.queue.start
+        monkeypatch.setattr(served.endpoint.queue, "start", lambda one: started.append(one) or start(one))
         Slow(engine, monkeypatch, 0.01)
         asked = LONG | {"messages": [user("tell me something else")], "max_tokens": 20}
         served.client().chat.completions.create(**asked)
@@ -290,7 +290,7 @@ class TestManyAndVanishing:
         stream = served.client().chat.completions.create(**LONG | {"stream": True})
         next(stream), next(stream)
         stream.close()
-        until(lambda: not served.endpoint.desk.busy())
+        until(lambda: not served.endpoint.queue.busy())
         assert slow.steps < 100
 
 
@@ -299,7 +299,11 @@ class TestOurOwnFailures:
         def fail(*_):
             raise RuntimeError("a secret place: /home/somebody/model.bin")
 
-        for place in ((engine.model.llm, "step"), (engine.format, "segments"), (served.endpoint.reader, "_newest")):
+        for place in (
+            (engine.model.llm, "step"),
+            (engine.prompt_format, "segments"),
+            (served.endpoint.parser, "_newest"),
+        ):
             with monkeypatch.context() as patched:
                 patched.setattr(type(place[0]) if place[1] == "_newest" else place[0], place[1], fail)
                 response = http("POST", f"{served.url}/v1/chat/completions", json=ASKED)

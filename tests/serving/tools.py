@@ -27,7 +27,7 @@ class Served:
     def __init__(self, engine: Engine, **options: Any):
         self.endpoint = Endpoint(engine, ServingOptions(model_name="tiny", **options))
         self.server = Server(self.endpoint, "127.0.0.1", 0, grace=1.0)
-        self.thread = threading.Thread(target=self.server.run_to_the_end, daemon=True)
+        self.thread = threading.Thread(target=self.server.run_until_stopped, daemon=True)
         self.thread.start()
         until(lambda: self.server.started)
         self.url = f"http://127.0.0.1:{self.server.port}"
@@ -41,7 +41,7 @@ class Served:
         url = f"{self.url}/v1/chat/completions"
         response = http("POST", url, content=content, headers={"Content-Type": "application/json"} | (headers or {}))
         after = http("POST", url, json=ASKED)
-        assert after.status_code == 200 and self.endpoint.desk.taken == 0
+        assert after.status_code == 200 and self.endpoint.queue.occupied == 0
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         return response.status_code, error

@@ -9,8 +9,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from chatbridge.web.access import Access, Names
-from chatbridge.web.entrance import Entrance
+from chatbridge.web.access import AccessMiddleware, AccessOptions, KnownHosts
 from tests.web.test_connections import app, running
 
 
@@ -28,35 +27,39 @@ class TestNames:
         ],
     )  # fmt: skip
     def test_of_the_place_that_is_bound(self, bound, known, unknown):
-        names = Names(bound, Access())
-        assert [name for name in known.split() if not names.are(name)] == []
-        assert [name for name in ["", " ", *unknown.split()] if names.are(name)] == []
+        names = KnownHosts(bound, AccessOptions())
+        assert [name for name in known.split() if not names.allow(name)] == []
+        assert [name for name in ["", " ", *unknown.split()] if names.allow(name)] == []
 
     def test_of_this_machine(self):
-        assert Names("0.0.0.0", Access()).are(socket.gethostname())
-        assert socket.gethostname() == "localhost" or not Names("127.0.0.1", Access()).are(socket.gethostname())
+        assert KnownHosts("0.0.0.0", AccessOptions()).allow(socket.gethostname())
+        assert socket.gethostname() == "localhost" or not KnownHosts("127.0.0.1", AccessOptions()).allow(
+            socket.gethostname()
+        )
 
     def test_that_are_allowed(self):
-        access = Access(
+        access = AccessOptions(
             allowed_hosts=["Chat.example.org", "*.lab.example", "192.0.2.9"], root_path="https://pub.example/c"
         )
-        names = Names("127.0.0.1", access)
+        names = KnownHosts("127.0.0.1", access)
         for name in ("chat.example.org:443", "a.lab.example", "a.b.lab.example", "192.0.2.9", "pub.example"):
-            assert names.are(name), name
+            assert names.allow(name), name
         for name in ("example.org", "lab.example", "evil-lab.example", "xchat.example.org"):
-            assert not names.are(name), name
-        assert Names("127.0.0.1", Access(allowed_hosts=["*"])).are("anything.example")
+            assert not names.allow(name), name
+        assert KnownHosts("127.0.0.1", AccessOptions(allowed_hosts=["*"])).allow("anything.example")
         names.add("later.example")
-        assert names.are("later.example:80")
+        assert names.allow("later.example:80")
 
     def test_of_pages(self):
-        names = Names("127.0.0.1", Access(allowed_hosts=["chat.example.org"]))
-        assert names.shown_by("http://localhost:7860", "localhost:7860")
-        assert names.shown_by("https://pub.example", "pub.example:443")
-        assert names.shown_by("https://chat.example.org", "127.0.0.1:7860")  # a proxy that passes its own address on
+        names = KnownHosts("127.0.0.1", AccessOptions(allowed_hosts=["chat.example.org"]))
+        assert names.allow_origin("http://localhost:7860", "localhost:7860")
+        assert names.allow_origin("https://pub.example", "pub.example:443")
+        assert names.allow_origin(
+            "https://chat.example.org", "127.0.0.1:7860"
+        )  # a proxy that passes its own address on
         for origin in ("http://localhost:3000", "http://evil.example", "null", "", "file://", "http://localhost",
                        "http://localhost:7860.evil.example", "localhost:7860", "chrome-extension://abc"):  # fmt: skip
-            assert not names.shown_by(origin, "localhost:7860"), origin
+            assert not names.allow_origin(origin, "localhost:7860"), origin
 
     @pytest.mark.parametrize(
         "wrong",
@@ -69,16 +72,20 @@ class TestNames:
     )  # fmt: skip
     def test_that_are_none(self, wrong):
         with pytest.raises(ValueError, match="^--(allowed-host|root-path|trusted-proxy) .*give"):
-            Access(**wrong)
+            AccessOptions(**wrong)
 
 
 class TestEntrance:
     @staticmethod
     @contextmanager
-    def client(pages_only=True, **access):
-        reached = Access(**access)
-        wrapped = Entrance(
-            app, Names("127.0.0.1", reached), reached, lambda status, text: PlainTextResponse(text, status), pages_only
+    def client(same_site_only=True, **access):
+        reached = AccessOptions(**access)
+        wrapped = AccessMiddleware(
+            app,
+            KnownHosts("127.0.0.1", reached),
+            reached,
+            lambda status, text: PlainTextResponse(text, status),
+            same_site_only,
         )
         with running(wrapped) as (_, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             yield client
@@ -95,7 +102,7 @@ class TestEntrance:
                     found = client.request(method, "/", headers={"Origin": origin})
                     assert found.status_code == status and "access-control-allow-origin" not in found.headers
                 assert "origin" not in client.get("/", headers={"Origin": origin}).text
-        with self.client(pages_only=False) as client:
+        with self.client(same_site_only=False) as client:
             assert client.post("/", headers={"Origin": "http://evil.example"}).status_code == 200
 
     def test_what_proxies_say_is_believed_of_those_that_are_trusted(self):

@@ -14,9 +14,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
-from chatbridge.web import connections, listening
-from chatbridge.web.bodies import Bodies, NoRoom, TooLarge, too_many_values
-from chatbridge.web.listening import Listener, PortTaken, listen
+from chatbridge.web import connections, http_server
+from chatbridge.web.http_server import HttpServer, PortInUse, listen
+from chatbridge.web.request_bodies import BodiesFull, BodyReader, BodyTooLarge, too_many_json_values
 from tests.patience import PATIENCE
 from tests.serving.tools import until
 
@@ -29,7 +29,7 @@ async def app(scope, receive, send):
         return
     if scope["path"] == "/body":
         try:
-            await Bodies(10**6).read(receive, 10**6)
+            await BodyReader(10**6).read(receive, 10**6)
         except ClientDisconnect:
             return
     if scope["path"] in ("/large", "/stream"):
@@ -47,7 +47,7 @@ async def app(scope, receive, send):
 @contextmanager
 def running(wrapped=app, host="127.0.0.1"):
     sockets = listen(host, [0])
-    server = Listener(wrapped, host, 0)
+    server = HttpServer(wrapped, host, 0)
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     until(lambda: server.started)
@@ -184,7 +184,7 @@ class TestNoRequests:
 class TestManyConnections:
     @pytest.fixture
     def port(self, monkeypatch):
-        monkeypatch.setattr(connections, "MOST", 8)
+        monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
         with running(host="0.0.0.0") as (server, port):
             yield port
             until(lambda: len(server.server_state.connections) <= 8)
@@ -246,9 +246,9 @@ class TestBodies:
         return receive
 
     def test_are_whole_or_an_error(self):
-        bodies = Bodies(100)
+        bodies = BodyReader(100)
         assert asyncio.run(bodies.read(self.of(b"ab", b"", b"c"), 3)) == b"abc"
-        with pytest.raises(TooLarge):
+        with pytest.raises(BodyTooLarge):
             asyncio.run(bodies.read(self.of(b"ab", b"cd"), 3))
         with pytest.raises(ClientDisconnect):
             asyncio.run(bodies.read(self.of(b"ab", end=False), 3))
@@ -262,25 +262,27 @@ class TestBodies:
             yield {"type": "http.request", "body": b"", "more_body": False}
 
         async def both():
-            bodies, ready, over = Bodies(100), asyncio.Event(), asyncio.Event()
+            bodies, ready, over = BodyReader(100), asyncio.Event(), asyncio.Event()
             stalled = asyncio.create_task(bodies.read(stall(ready, over).__anext__, 100))
             await ready.wait()
             assert await bodies.read(self.of(bytes(50), bytes(50)), 100) == bytes(100)
             over.set()
-            with pytest.raises(NoRoom):
+            with pytest.raises(BodiesFull):
                 await stalled
 
         asyncio.run(both())
 
     def test_of_a_million_values(self):
-        assert too_many_values(b"[" + b"{}," * 1_000_001) and not too_many_values(b'{"text": "' + b"x" * 10**7 + b'"}')
+        assert too_many_json_values(b"[" + b"{}," * 1_000_001) and not too_many_json_values(
+            b'{"text": "' + b"x" * 10**7 + b'"}'
+        )
 
 
 class TestListening:
     def test_a_port_that_is_taken(self):
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            with pytest.raises(PortTaken, match=rf"^127.0.0.1:{port}: address already in use; .*--port"):
+            with pytest.raises(PortInUse, match=rf"^127.0.0.1:{port}: address already in use; .*--port"):
                 listen("127.0.0.1", [port])
             (found,) = listen("127.0.0.1", [port, 0])
             found.close()
@@ -298,7 +300,7 @@ class TestListening:
         def refuse(*_):
             raise PermissionError(errno.EACCES, "Permission denied")
 
-        monkeypatch.setattr(listening, "_bound", refuse)
+        monkeypatch.setattr(http_server, "_bound", refuse)
         with pytest.raises(ValueError, match="^127.0.0.1:80: this user may not listen there; .*1024 up with --port$"):
             listen("127.0.0.1", [80])
 

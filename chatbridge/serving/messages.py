@@ -1,4 +1,4 @@
-"""From the messages of a request to a question with all that was said before it."""
+"""Parses the messages of a request into a conversation, and finds its media."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from chatbridge.inference import Engine, Exchange, GenerationSettings, Medium
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.processors.base import Blob, MediaError
-from chatbridge.serving.errors import ApiError, of_medium
-from chatbridge.serving.wire import (
+from chatbridge.serving.errors import ApiError, media_error
+from chatbridge.serving.protocol import (
     AssistantMessage,
     AudioPart,
     ChatRequest,
@@ -21,25 +21,24 @@ from chatbridge.serving.wire import (
     InputAudioPart,
     MediaPart,
     SystemMessage,
-    Text,
+    TextPart,
     UserMessage,
     VideoPart,
 )
 
-MOST_TURNS, CHARACTERS_PER_POSITION = 128, 16
-"""Of a history, no more turns and no more text are looked at: what is older cannot fit, and finding that out by
-counting tokens would take long."""
+MAX_TURNS, CHARACTERS_PER_POSITION = 128, 16
+"""Older turns and further text are dropped before tokens are counted: they cannot fit, and counting them is slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A request, understood.
+class ParsedRequest:
+    """What a request asks for.
 
     Attributes:
         turns: the conversation, whose last question is to be answered.
         dropped: how many older turns were left out already.
-        settings, stops: how the answer is drawn, and texts that end it.
-        owner: whose it is; what is read for one owner is not reused for another.
+        settings, stops: of generation, and texts that end the answer.
+        owner: of the request; what is read for one owner is not reused for another.
     """
 
     turns: list[Exchange]
@@ -50,13 +49,13 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
-    """Understands requests.
+class RequestParser:
+    """Parses requests.
 
     Args:
         engine: the model. limits: on media.
         folder: files below it may be named by requests; None for none.
-        system: what becomes of system messages: "refuse", "ignore", or "prepend" to the first question.
+        system: how system messages are treated: "refuse", "ignore", or "prepend" to the first question.
     """
 
     engine: Engine
@@ -64,8 +63,8 @@ class Reader:
     folder: Path | None = None
     system: str = "refuse"
 
-    def question(self, request: ChatRequest, owner: str = "") -> Question:
-        """What is asked. Media are checked and hashed here, and decoded when they are needed.
+    def parse(self, request: ChatRequest, owner: str = "") -> ParsedRequest:
+        """The conversation and settings. Media are checked and hashed here, and decoded when they are needed.
 
         Raises:
             ApiError: messages in an order that is no conversation; media that cannot be used.
@@ -89,18 +88,18 @@ class Reader:
             raise _wrong("messages", "the last message must be the user's; answers are not continued")
         kept = self._newest(turns)
         left_out = len(turns) - len(kept)
-        return Question(turns=kept, settings=settings, stops=request.stops, dropped=left_out, owner=owner)
+        return ParsedRequest(turns=kept, settings=settings, stops=request.stops, dropped=left_out, owner=owner)
 
     def _check_count(self, request: ChatRequest) -> None:
         users = [message for message in request.messages if isinstance(message, UserMessage)]
-        count = sum(not isinstance(part, Text) for message in users for part in message.content)
+        count = sum(not isinstance(part, TextPart) for message in users for part in message.content)
         try:
             self.limits.check_count(count)
         except MediaError as error:
-            raise of_medium(error, "messages") from error
+            raise media_error(error, "messages") from error
 
     def _system_text(self, message: SystemMessage, where: str, first: bool) -> list[str]:
-        """What of a system message is to stand before the next question."""
+        """What a system message adds in front of the next question."""
         text = _joined(message.content)
         if not text.strip() or self.system == "ignore":
             return []
@@ -115,10 +114,10 @@ class Reader:
         return [text]
 
     def _exchange(self, message: UserMessage, where: str, system: Sequence[str]) -> Exchange:
-        text = _joined([part for part in message.content if isinstance(part, Text)])
+        text = _joined([part for part in message.content if isinstance(part, TextPart)])
         media: list[Medium] = []
         for number, part in enumerate(message.content):
-            if not isinstance(part, Text):
+            if not isinstance(part, TextPart):
                 media += self._media(part, f"{where}.content[{number}]")
         if not text and not media:
             raise _wrong(where, "nothing is asked and nothing shown; give a text or a medium")
@@ -131,20 +130,20 @@ class Reader:
                 source = self._embedded(part.input_audio.data, f"the sound in {where}")
                 return [self._checked(source, "audio")]
             if isinstance(part, ImagePart):
-                return [self._checked(self._place(part.image_url.url, where), "image")]
+                return [self._checked(self._source(part.image_url.url, where), "image")]
             if isinstance(part, AudioPart):
-                return [self._checked(self._place(part.audio_url.url, where), "audio")]
+                return [self._checked(self._source(part.audio_url.url, where), "audio")]
             assert isinstance(part, VideoPart)
-            video = self._checked(self._place(part.video_url.url, where), "video")
+            video = self._checked(self._source(part.video_url.url, where), "video")
             return self.engine.video(video, part.video_url.sound)
         except MediaError as error:
-            raise of_medium(self.without_folder(error), where) from error
+            raise media_error(self.without_folder(error), where) from error
 
     def _checked(self, source: Path | Blob, modality: str) -> Medium:
         self.limits.check(source, modality)
         return self.engine.medium(source, modality)
 
-    def _place(self, url: str, where: str) -> Path | Blob:
+    def _source(self, url: str, where: str) -> Path | Blob:
         if url[:5].lower() == "data:":
             head, comma, data = url.partition(",")
             if not comma or not head.lower().endswith(";base64"):
@@ -163,27 +162,27 @@ class Reader:
             raise MediaError(name, "is not base64") from error
 
     def _file(self, url: str, where: str) -> Path:
-        """A file below the media folder. What lies elsewhere and what is not there are told in the same words."""
+        """A file below the media folder. Files outside it and missing ones give the same error."""
         if self.folder is None:
             raise MediaError(where, "names a file, and this server has no --media-folder; send a data URL")
-        nowhere = MediaError(where, "names no file below the media folder")
+        not_found = MediaError(where, "names no file below the media folder")
         name = url
         if url[:7].lower() == "file://":
             host, slash, rest = url[7:].partition("/")
             if host not in ("", "localhost"):
-                raise nowhere
+                raise not_found
             name = unquote(slash + rest)
         folder = self.folder.resolve()
         try:
             file = (folder / name).resolve(strict=True)  # follows links, which may lead out of the folder
         except (OSError, ValueError, RuntimeError):
-            raise nowhere from None
+            raise not_found from None
         if not file.is_relative_to(folder) or not file.is_file():
-            raise nowhere
+            raise not_found
         return file
 
     def without_folder(self, error: MediaError) -> MediaError:
-        """The same error in words that do not tell where on this machine the media folder lies."""
+        """The same error without the path of the media folder."""
         if self.folder is None:
             return error
         places = {f"{place}/" for place in (self.folder, self.folder.resolve())}
@@ -193,9 +192,9 @@ class Reader:
         return type(error)(source, reason)
 
     def _newest(self, turns: list[Exchange]) -> list[Exchange]:
-        """The turns that have any chance to fit; the last in any case."""
+        """The turns that may fit into the prompt; the last in any case."""
         characters, kept = CHARACTERS_PER_POSITION * self.engine.task.max_txt_len, 0
-        for turn in reversed(turns[-MOST_TURNS:]):
+        for turn in reversed(turns[-MAX_TURNS:]):
             characters -= len(turn.text) + len(turn.answer or "")
             if characters < 0 and kept:
                 break
@@ -203,7 +202,7 @@ class Reader:
         return turns[-kept:]
 
 
-def _joined(parts: Sequence[Text]) -> str:
+def _joined(parts: Sequence[TextPart]) -> str:
     return "\n".join(part.text for part in parts)
 
 

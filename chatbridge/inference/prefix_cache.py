@@ -1,4 +1,4 @@
-"""Keys and values of what a conversation has already been through, so that a turn costs its own positions only."""
+"""Keys and values of what a conversation has already read, so that a turn costs its own positions only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chatbridge.models.llm import CausalLM
 
 
 class PrefixCache:
-    """The language model's cache, and what stands at each of its positions.
+    """The language model's key-value cache, and what stands at each of its positions.
 
     Args:
         llm: whose cache it is.
@@ -35,15 +35,11 @@ class PrefixCache:
         self._cache: DynamicCache | None = None
 
     def keep(self, positions: Sequence[Position]) -> int:
-        """Cut back to what `positions` begins with, the last of them excepted, and say how much that is.
+        """Cut back to the common prefix with `positions`, their last one excepted; returns its length.
 
         The last one is read again in any case: the answer's first token is predicted there.
         """
-        common = 0
-        for old, new in zip(self.positions, positions[:-1], strict=False):
-            if old != new:
-                break
-            common += 1
+        common = common_prefix(self.positions, positions[:-1])
         surplus = len(self.positions) - common
         # Layers with a window, or with a state instead of keys, have forgotten what a cut would have to bring back.
         if surplus and not all(type(layer) is DynamicLayer for layer in self._cache.layers):
@@ -69,8 +65,16 @@ class PrefixCache:
         self.positions += positions
         return logits
 
-    def spread(self, rows: int) -> DynamicCache:
+    def copy_for_beams(self, beams: int) -> DynamicCache:
         """A copy for so many beams."""
         cache = copy.deepcopy(self._cache) if self._cache is not None else self.llm.new_cache()
-        cache.batch_repeat_interleave(rows)
+        cache.batch_repeat_interleave(beams)
         return cache
+
+
+def common_prefix(one: Sequence[Position], other: Sequence[Position]) -> int:
+    """How many positions at the beginning are the same."""
+    for number, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return number
+    return min(len(one), len(other))

@@ -1,4 +1,4 @@
-"""Requests and responses as they travel: the part of OpenAI's chat completions that a multimodal model can honour.
+"""Schemas of requests and responses: the part of OpenAI's chat completions that a multimodal model supports.
 
 Fields that would change an answer in ways that are not supported are refused, not ignored; so are unknown ones, which
 are often mistyped. Source: OpenAI's API reference, "Create chat completion"; `video_url` and `audio_url` are vLLM's.
@@ -21,34 +21,28 @@ from pydantic import (
 
 from chatbridge.inference import GenerationSettings
 from chatbridge.serving.errors import ApiError
-from chatbridge.web.bodies import MOST_VALUES, too_many_values
+from chatbridge.web.request_bodies import MAX_JSON_VALUES, too_many_json_values
 
 
-class Strict(BaseModel):
-    """Refuses fields that it does not know."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Text(BaseModel):
+class TextPart(BaseModel):
     type: Literal["text"]
     text: str
 
 
-class Place(BaseModel):
-    """Where a medium is: a data URL, or a file below the media folder. OpenAI's `detail` has no meaning here."""
+class MediaURL(BaseModel):
+    """A data URL, or a file below the media folder. OpenAI's `detail` has no meaning here."""
 
     url: str
 
 
-class VideoPlace(Place):
+class VideoURL(MediaURL):
     """`sound`: let the video's sound be heard, too; None where there is one and the model can hear."""
 
     sound: bool | None = None
 
 
-class Sound(BaseModel):
-    """A sound in base64; what it is, is found out from its content, and not from `format`."""
+class InputAudio(BaseModel):
+    """A sound in base64; its content is examined, `format` is ignored."""
 
     data: str
     format: str | None = None
@@ -56,31 +50,31 @@ class Sound(BaseModel):
 
 class ImagePart(BaseModel):
     type: Literal["image_url"]
-    image_url: Place
+    image_url: MediaURL
 
 
 class VideoPart(BaseModel):
     type: Literal["video_url"]
-    video_url: VideoPlace
+    video_url: VideoURL
 
 
 class AudioPart(BaseModel):
     type: Literal["audio_url"]
-    audio_url: Place
+    audio_url: MediaURL
 
 
 class InputAudioPart(BaseModel):
     type: Literal["input_audio"]
-    input_audio: Sound
+    input_audio: InputAudio
 
 
 MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
 
 
-MOST_MESSAGES, MOST_PARTS = 4096, 256
+MAX_MESSAGES, MAX_PARTS = 4096, 256
 """In a request, and in a message."""
 
-MOST_STOPS, LONGEST_STOP = 16, 1000
+MAX_STOPS, MAX_STOP_LENGTH = 16, 1000
 """Texts that end an answer, and characters of one."""
 
 
@@ -91,8 +85,8 @@ def _parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-TextParts = Annotated[list[Text], Field(max_length=MOST_PARTS), BeforeValidator(_parts)]
-Part = Annotated[Text | ImagePart | VideoPart | AudioPart | InputAudioPart, Field(discriminator="type")]
+TextParts = Annotated[list[TextPart], Field(max_length=MAX_PARTS), BeforeValidator(_parts)]
+Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart | InputAudioPart, Field(discriminator="type")]
 
 
 class SystemMessage(BaseModel):
@@ -102,11 +96,11 @@ class SystemMessage(BaseModel):
 
 class UserMessage(BaseModel):
     role: Literal["user"]
-    content: Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_parts)]
+    content: Annotated[list[Part], Field(max_length=MAX_PARTS), BeforeValidator(_parts)]
 
 
 class AssistantMessage(BaseModel):
-    """Clients send back whole messages that they were given: what else is in them is ignored, tool calls excepted."""
+    """Clients return whole response messages: further fields are ignored, except tool calls, which are refused."""
 
     role: Literal["assistant"]
     content: TextParts = []
@@ -137,7 +131,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
 }
-"""Parameters of OpenAI's that are refused unless they say what holds anyway."""
+"""Parameters of OpenAI's that are refused unless they have one of these values, which change nothing."""
 
 IGNORED = (
     "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -146,11 +140,13 @@ IGNORED = (
 """Parameters of OpenAI's that change no answer."""
 
 
-class ChatRequest(Strict):
-    """The body of POST /v1/chat/completions. Limits of numbers are those of `GenerationSettings`."""
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions. Ranges of numbers are those of `GenerationSettings`."""
+
+    model_config = ConfigDict(extra="forbid")
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -180,7 +176,7 @@ class ChatRequest(Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def settings(self) -> GenerationSettings:
-        """How the answer is drawn.
+        """Settings of generation.
 
         Raises:
             ApiError: for a value out of range.
@@ -202,8 +198,8 @@ def read_request(body: bytes) -> ChatRequest:
     Raises:
         ApiError: naming the first field that is wrong, without its value.
     """
-    if too_many_values(body):
-        raise ApiError(400, f"the request has more than {MOST_VALUES:,} values; send less", "invalid_request")
+    if too_many_json_values(body):
+        raise ApiError(400, f"the request has more than {MAX_JSON_VALUES:,} values; send less", "invalid_request")
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -215,8 +211,8 @@ def read_request(body: bytes) -> ChatRequest:
         message = f"{param}: {reason}" if param else reason
         raise ApiError(400, message[:500], "invalid_request", param[:100] or None) from None
     longest = max(map(len, request.stops), default=1)
-    if not all(request.stops) or len(request.stops) > MOST_STOPS or longest > LONGEST_STOP:
-        message = f"stop takes up to {MOST_STOPS} texts of {LONGEST_STOP} characters, none of them empty"
+    if not all(request.stops) or len(request.stops) > MAX_STOPS or longest > MAX_STOP_LENGTH:
+        message = f"stop takes up to {MAX_STOPS} texts of {MAX_STOP_LENGTH} characters, none of them empty"
         raise ApiError(400, message, "invalid_value", "stop")
     return request
 
@@ -249,9 +245,9 @@ class Usage(BaseModel):
     prompt_tokens_details: TokenDetails
 
 
-class Extras(BaseModel):
-    """What OpenAI's format has no place for: the seed that was drawn, old turns that no longer fitted, and remarks on
-    the media of the question (a video whose sound cannot be heard)."""
+class ChatBridgeFields(BaseModel):
+    """Additions to OpenAI's format: the seed that was used, how many old turns did not fit, and remarks on the media
+    of the question (a video whose sound cannot be decoded)."""
 
     seed: int | None = None
     dropped_turns: int = 0
@@ -261,7 +257,7 @@ class Extras(BaseModel):
 Finish = Literal["stop", "length"]
 
 
-class Said(BaseModel):
+class ResponseMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
@@ -269,7 +265,7 @@ class Said(BaseModel):
 
 class Choice(BaseModel):
     index: int = 0
-    message: Said
+    message: ResponseMessage
     logprobs: None = None
     finish_reason: Finish
 
@@ -281,18 +277,18 @@ class Completion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    chatbridge: Extras
+    chatbridge: ChatBridgeFields
 
 
-class Sparse(BaseModel):
-    """Leaves out what is not there, where OpenAI does."""
+class OmitNone(BaseModel):
+    """Leaves out fields that are None, as OpenAI does."""
 
     @model_serializer(mode="wrap")
     def _present(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if value is not None}
 
 
-class Delta(Sparse):
+class Delta(OmitNone):
     role: Literal["assistant"] | None = None
     content: str | None = None
 
@@ -304,18 +300,18 @@ class ChunkChoice(BaseModel):
     finish_reason: Finish | None = None
 
 
-class Chunk(Sparse):
+class Chunk(OmitNone):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
-    chatbridge: Extras | None = None
+    chatbridge: ChatBridgeFields | None = None
 
 
-class Model(BaseModel):
-    """`modalities`: what can be shown to it; an addition to OpenAI's fields."""
+class ModelCard(BaseModel):
+    """`modalities` is an addition to OpenAI's fields."""
 
     id: str
     object: Literal["model"] = "model"
@@ -324,6 +320,6 @@ class Model(BaseModel):
     modalities: list[str]
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelCard]

@@ -1,4 +1,4 @@
-"""What is shown in a conversation: files or bytes, known by their content, whatever they are called."""
+"""Media of a conversation: files or bytes, identified by their content and not by their names."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from chatbridge.processors.containers import NO_SOUND, open_container, pictures,
 from chatbridge.processors.time_limit import within
 
 LOOK_SECONDS = 30.0
-"""That finding out what a file holds may take: its headers, the times of its packets, the beginning of its sound."""
+"""Time limit for examining a file: headers, packet times, the beginning of its sound."""
 
 _BLOCK = 2**20
 
-Shown = Source | bytes | Image.Image
+MediaSource = Source | bytes | Image.Image
 """A file or folder, bytes, or a picture in memory."""
 
 
@@ -33,9 +33,9 @@ class Medium:
         modality: the name of a bridge's modality.
         source: the file (or folder of frames), or its bytes.
         digest: SHA-256 of the content, in hexadecimal.
-        muted: show an empty medium (black, silent) in its place, so that an answer can be had without it.
+        muted: the model is shown an empty medium (black, silent) in its place.
         stamp: size and time of the file when it was read for the digest; None for bytes.
-        remark: what is to be known about how it is shown, such as without its sound.
+        remark: a note on how it is shown, such as without its sound.
     """
 
     modality: str
@@ -46,7 +46,7 @@ class Medium:
     remark: str = ""
 
     @classmethod
-    def of(cls, modality: str, source: Shown) -> Medium:
+    def of(cls, modality: str, source: MediaSource) -> Medium:
         """The medium in a file, in bytes, or a picture in memory.
 
         Raises:
@@ -63,16 +63,16 @@ class Medium:
 
     @property
     def name(self) -> str:
-        """For messages and lists: the file's name without its folder."""
+        """The file's name without its folder."""
         return Path(name_of(self.source)).name
 
     @property
     def identity(self) -> str:
-        """What the model is shown, apart from the processor's settings: equal where its rows are equal."""
+        """Equal for media whose rows are equal, given the same processor."""
         return f"{self.modality}:{'blank' if self.muted else self.digest}"
 
 
-def as_source(shown: Shown) -> Source:
+def as_source(shown: MediaSource) -> Source:
     """What processors read: a whole path, or bytes with a name."""
     if isinstance(shown, Image.Image):
         data = io.BytesIO()
@@ -113,7 +113,7 @@ def guess_modality(source: Source, known: Sequence[str]) -> str:
     """Whether a file is a picture, a video or a sound, by what is in it and not by its name.
 
     Args:
-        known: the modalities that may be answered.
+        known: the modalities that are allowed.
 
     Raises:
         MediaError: when it is none of them.
@@ -140,7 +140,7 @@ def _content(source: Source) -> str | None:
         pass
     except MediaError:
         raise
-    except Exception:  # a damaged picture is one nevertheless: its processor says what is wrong with it
+    except Exception:  # a damaged picture; its processor reports the damage
         return "image"
     try:
         with open_container(readable(source)) as container:
@@ -151,8 +151,8 @@ def _content(source: Source) -> str | None:
         return None
 
 
-def without_sound(source: Source) -> str | None:
-    """Why a video has no sound that could be heard, in words for a message; None where it has one.
+def video_sound_problem(source: Source) -> str | None:
+    """Why a video has no sound that can be decoded, for a message; None if it has one.
 
     Raises:
         MediaError: when there is no such file or it is empty.
@@ -165,12 +165,3 @@ def without_sound(source: Source) -> str | None:
             return within(LOOK_SECONDS, name_of(source), sound_problem, source)
     except MediaError as error:
         return error.reason
-
-
-def has_sound(source: Source) -> bool:
-    """Whether a video has sound that can be heard. What cannot be read has none; its processor says why.
-
-    Raises:
-        MediaError: when there is no such file or it is empty.
-    """
-    return without_sound(source) is None

@@ -1,4 +1,4 @@
-"""Sockets, and the process that answers on them."""
+"""Listening sockets, and uvicorn's server with connection deadlines."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from starlette.types import ASGIApp
 from chatbridge.web.connections import Connection
 
 
-class PortTaken(ValueError):
-    """Something else listens there."""
+class PortInUse(ValueError):
+    """Another process listens on the port."""
 
 
-class Listener(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn's server with deadlines (connections.py).
 
     Args:
-        app: what answers. host: where it listens, for messages. protocol: of its connections.
-        grace: seconds that answers have when it ends.
+        app: the application. host, port: for messages; it listens on the sockets that `run` gets.
+        protocol: class of its connections. grace: seconds that responses may take when it stops.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Listener(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,  # entrance.py sees to them
+                proxy_headers=False,  # handled by AccessMiddleware
                 timeout_graceful_shutdown=grace,
             )
         )
@@ -53,16 +53,16 @@ class Listener(uvicorn.Server):
 
 
 def listen(host: str, ports: Iterable[int]) -> list[socket.socket]:
-    """Sockets that listen at a host's addresses, at the first of the ports that is free; 0 is any free one.
+    """Sockets on all addresses of a host, on the first free one of the ports (0: any free port).
 
     Raises:
-        PortTaken: none of them is. ValueError: an address that is not this machine's, a port that may not be used.
+        PortInUse: all are taken. ValueError: an address of another machine, a port that may not be used.
     """
-    taken: PortTaken | None = None
+    taken: PortInUse | None = None
     for port in ports:
         try:
             return _listen(host, port)
-        except PortTaken as error:
+        except PortInUse as error:
             taken = taken or error
     assert taken is not None
     raise taken
@@ -81,7 +81,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, _, _, _, address in dict.fromkeys(found):
-            if sockets:  # a further address takes the port that was free
+            if sockets:  # all addresses get the same port
                 address = (address[0], sockets[0].getsockname()[1], *address[2:])
             sockets.append(_bound(family, address))
     except OSError as error:
@@ -109,7 +109,7 @@ def _bound(family: int, address: Sequence) -> socket.socket:
 def _explained(error: OSError, host: str, port: int) -> ValueError:
     where = address_of(host, port)
     if error.errno == errno.EADDRINUSE:
-        return PortTaken(f"{where}: address already in use; take another one with --port (0: any free one)")
+        return PortInUse(f"{where}: address already in use; take another one with --port (0: any free one)")
     if error.errno == errno.EACCES:
         return ValueError(f"{where}: this user may not listen there; take a port from 1024 up with --port")
     return ValueError(f"--host {host}: is no address of this machine ({error.strerror})")
