@@ -19,7 +19,7 @@ from chatbridge.common.registry import RUNNERS
 from chatbridge.planning import command as planning
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import check
-from chatbridge.runners.verify import verify_resume
+from chatbridge.runners.verify_resume import verify_resume
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

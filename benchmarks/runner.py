@@ -30,8 +30,8 @@ from chatbridge.common.checkpoint import Retention
 from chatbridge.common.config import load_config
 from chatbridge.planning.inventory import meta_model
 from chatbridge.runners.assembly import Assembly
+from chatbridge.runners.checkpoint_writer import CheckpointWriter, Snapshot
 from chatbridge.runners.interruption import StopSignal
-from chatbridge.runners.saving import CheckpointWriter, Snapshot
 from chatbridge.runners.training import TrainingRunner
 from chatbridge.runners.watchdog import Watchdog
 
@@ -67,7 +67,7 @@ def step(args: argparse.Namespace, output: Path) -> dict[str, Any]:
         contextlib.ExitStack() as stack,
     ):
         runner._build()
-        runner._open(stack, None)
+        runner._open_run_folder(stack, None)
         batches = [next(runner.batches) for _ in range(2 * len(assembly.datasets))]
         bare, whole = _pairs(runner, batches, args.steps)
     extra = [b - a for a, b in zip(bare, whole, strict=True)]
@@ -117,16 +117,16 @@ def checkpoint(cfg_path: str, output: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": sum(w.numel() for w in weights.values())}
     for background in (False, True):
         writer = CheckpointWriter(output / str(background), Retention(1), background, lambda *_: None)
-        stood, written = [], []
+        blocked, written = [], []
         for number in range(4):
             writer.save(lambda copy, n=number: _snapshot(copy, n, weights, moments))
-            stood.append(writer.stood_still)
+            blocked.append(writer.blocked_seconds)
             writer.finish()
-            written.append(writer.written_in)
+            written.append(writer.write_seconds)
         found["background" if background else "foreground"] = {
-            "stood_still_first": stood[0],
-            "stood_still": statistics.median(stood[1:]),
-            "written_in": statistics.median(written[1:]),
+            "blocked_seconds_first": blocked[0],
+            "blocked_seconds": statistics.median(blocked[1:]),
+            "write_seconds": statistics.median(written[1:]),
         }
     found["bytes"] = sum(file.stat().st_size for file in (output / "True").rglob("*") if file.is_file())
     return found

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chatbridge.conversation.tokens import TokenizedSample
     from chatbridge.datasets.kinds import TaskKind
     from chatbridge.datasets.records import Record
-    from chatbridge.evaluation.metrics import Answer, Score
+    from chatbridge.evaluation.metrics import Prediction, Score
     from chatbridge.models.chatbridge import Output
     from chatbridge.models.tokens import TokenShape
     from chatbridge.processors.base import Blob
@@ -270,7 +270,7 @@ class Task(Protocol):
 class Metric(Protocol):
     """Built as ``Metric(config)``: how good answers are."""
 
-    def __call__(self, answers: Sequence[Answer], /) -> Mapping[str, Score]:
+    def __call__(self, answers: Sequence[Prediction], /) -> Mapping[str, Score]:
         """Named values, each with the number of answers it is of, from all answers of a set, or of a group of it, at
         once. An answer without references has an empty tuple of them."""
         ...
@@ -303,7 +303,7 @@ class Schedule(Protocol):
 class Logger(Protocol):
     """Built as ``Logger(config)``, also by `--check`: raises ValueError where it could not log. Used on rank 0 only."""
 
-    def open(self, folder: Path, resumed_at: int, config: Mapping[str, Any], /) -> None:
+    def start(self, folder: Path, resumed_at: int, config: Mapping[str, Any], /) -> None:
         """Begin, or go on: what a killed run logged after step `resumed_at` is dropped; 0 for a new run.
 
         Args:

@@ -28,7 +28,7 @@ from chatbridge.common.registry import (
     TASKS,
 )
 from chatbridge.common.schema import Binder, to_plain
-from chatbridge.evaluation.metrics import Answer
+from chatbridge.evaluation.metrics import Prediction
 from chatbridge.models.tokens import RowCount, TokenShape, token_count, token_grid
 from chatbridge.runners import TrainingConfig
 from chatbridge.weights.adapters import module_targets, read_encoder
@@ -264,7 +264,7 @@ def test_schedules_are_functions_of_the_step(name):
 @pytest.mark.parametrize("name", own(METRICS))
 def test_metrics_count_what_their_values_are_of(name):
     metric = METRICS.build(METRICS.configured(name))
-    answers = [Answer("a cat", ("cat",)), Answer("dog", ("cat", "a dog")), Answer("what", ())]
+    answers = [Prediction("a cat", ("cat",)), Prediction("dog", ("cat", "a dog")), Prediction("what", ())]
     for given in (answers, []):
         assert all(0 <= score.n <= len(given) for score in metric(given).values()) and metric(given)
 

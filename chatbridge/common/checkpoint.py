@@ -27,9 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chatbridge.common.containers import check_zip
-from chatbridge.common.digests import SUMS, altered, write_sums
+from chatbridge.common.checksums import SUMS, altered, write_sums
 from chatbridge.common.documents import MISSING, DocumentError, check_file, read_text
+from chatbridge.common.safe_loading import check_zip
 
 logger = logging.getLogger("chatbridge")
 
@@ -76,7 +76,7 @@ def save_checkpoint(
             _point(root, name, final.name)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        before = [folder.name for folder in older_checkpoints(output_dir)]
+        before = [folder.name for folder in newest_first(output_dir)]
         left = f"{before[0]} is intact" if before else "there is none before it"
         raise CheckpointError(f"{final}: cannot be written ({error}); {left}; make room and resume") from error
     _remove_old(root, retention or Retention())
@@ -184,13 +184,13 @@ def find_latest(output_dir: str | Path) -> Path | None:
     return newest
 
 
-def older_checkpoints(output_dir: str | Path, than: Path | None = None) -> list[Path]:
-    """Checkpoint folders below an output folder, newest first; those before `than`, where that is given."""
+def newest_first(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders below an output folder."""
     try:
         folders = _folders(Path(output_dir) / "checkpoints")
     except OSError:
         return []
-    return [folder for folder in reversed(folders) if than is None or _step(folder) < _step(than)]
+    return folders[::-1]
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from chatbridge.common.config_files import Tree, read_tree
 from chatbridge.common.plugins import import_plugins
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
 from chatbridge.common.schema import Binder, ConfigError, MissingPath, join, key, to_plain
 from chatbridge.common.secrets import secrets_in
-from chatbridge.common.trees import Tree, read_tree
 
 
 @dataclass(kw_only=True)

@@ -18,10 +18,10 @@ import yaml
 LFS_START = b"version https://git-lfs"
 """What a Git LFS pointer begins with (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Of a file that is read whole."""
 
-MOST_NODES = 1_000_000
+MAX_NODES = 1_000_000
 """Of a YAML file after its aliases are written out: nine lines of aliases can stand for a thousand million nodes."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -69,7 +69,7 @@ def irregular(found: os.stat_result) -> str | None:
     return "is a pipe, a socket or a device, a regular file was expected"
 
 
-def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
     """All of a regular file.
 
     Raises:
@@ -109,17 +109,17 @@ MISSING = "does not exist"
 LFS_REASON = "is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'"
 
 
-def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
+def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
     """A UTF-8 file as text, without a byte order mark. Raises DocumentError."""
     return _decoded(read_bytes(path, most), path)
 
 
-def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
+def read_json(path: str | Path, most: int = MAX_BYTES) -> Any:
     """What a JSON file holds. Raises DocumentError."""
     return parse_json(read_bytes(path, most), path)
 
 
-def read_yaml(path: str | Path, most: int = MOST_BYTES) -> Any:
+def read_yaml(path: str | Path, most: int = MAX_BYTES) -> Any:
     """What a YAML file holds: plain values only, nothing that names a class. Raises DocumentError."""
     return parse_yaml(read_bytes(path, most), path)
 
@@ -149,7 +149,7 @@ def parse_yaml(data: bytes | str, source: str | Path) -> Any:
         raise DocumentError(source, f"is not valid YAML: {_one_line(error)}") from None
 
 
-def check_yaml(data: bytes | str, source: str | Path, most: int = MOST_NODES) -> str:
+def check_yaml(data: bytes | str, source: str | Path, most: int = MAX_NODES) -> str:
     """YAML text that is well formed and holds `most` values at most when its aliases are written out.
 
     Raises DocumentError.

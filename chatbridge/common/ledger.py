@@ -53,11 +53,7 @@ class Ledger:
         self.lost: Counter[str] = Counter()
         self.retried: Counter[str] = Counter()
 
-    def add(self, dataset: str, samples: int, entries: list[LedgerEntry]) -> None:
-        """Count a batch of one dataset, as `add_batch` does."""
-        self.add_batch([dataset] * samples, entries)
-
-    def add_batch(self, sources: Iterable[str], entries: Sequence[LedgerEntry]) -> None:
+    def add(self, sources: Iterable[str], entries: Sequence[LedgerEntry]) -> None:
         """Count a batch: its samples by the datasets they are from, what was unreadable by the entries' own.
 
         Args:

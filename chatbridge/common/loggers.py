@@ -31,7 +31,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.loggers: list[Logger] = [LOGGERS.build(logger) for logger in loggers]
         for logger in self.loggers:
-            logger.open(folder, resumed_at, config or {})
+            logger.start(folder, resumed_at, config or {})
 
     def write(self, step: int, values: Mapping[str, Any], split: str = "train") -> None:
         """Log one step's numbers and names, some of them nested: ``{"loss": 1.5, "losses": {"images": 1.5}}``."""
@@ -47,7 +47,7 @@ class MetricsLog:
 class JsonLines:
     """``metrics.jsonl``, a line a step with all that is logged."""
 
-    def open(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
         file = folder / "metrics.jsonl"
         kept = _lines_before(file, resumed_at) if resumed_at else []
         file.write_text("".join(kept), encoding="utf-8")
@@ -67,7 +67,7 @@ class TensorBoard:
     def __init__(self) -> None:
         _require("tensorboard")
 
-    def open(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
@@ -97,7 +97,7 @@ class Wandb:
         _require("wandb")
         self.settings = {name: value for name, value in asdict(config).items() if value}
 
-    def open(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
         import wandb
 
         # One run there for one folder here, however often it was interrupted.

@@ -23,28 +23,28 @@ def import_plugins(names: Sequence[str], folder: Path, source: str) -> None:
         ConfigError: a name that is not there, or whatever the code raised, in one line with file and place.
     """
     for name in names:
-        told = f"{source}: plugins: '{name}'"
+        where = f"{source}: plugins: '{name}'"
         if not name.endswith(".py"):
-            _import(name, told)
+            _import(name, where)
             continue
         file = folder / name
         if not os.path.isfile(file):
-            raise ConfigError([f"{told} does not exist; looked for {file}"])
-        _import_file(file.resolve(), told)
+            raise ConfigError([f"{where} does not exist; looked for {file}"])
+        _import_file(file.resolve(), where)
 
 
-def _import_file(file: Path, told: str) -> None:
+def _import_file(file: Path, where: str) -> None:
     name = file.stem
     if not name.isidentifier():
-        raise ConfigError([f"{told}: a module cannot be called '{name}'; rename {file.name} to letters, digits and _"])
+        raise ConfigError([f"{where}: a module cannot be called '{name}'; rename {file.name} to letters, digits and _"])
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
         importlib.invalidate_caches()
     found = _place_of(name)
     if found != file:
-        where = f" ({found})" if found else ""
-        raise ConfigError([f"{told}: a module called '{name}' exists already{where}; rename {file.name}"])
-    _import(name, told)
+        place = f" ({found})" if found else ""
+        raise ConfigError([f"{where}: a module called '{name}' exists already{place}; rename {file.name}"])
+    _import(name, where)
 
 
 def _place_of(name: str) -> Path | None:
@@ -54,11 +54,11 @@ def _place_of(name: str) -> Path | None:
     return Path(origin).resolve() if origin and os.path.exists(origin) else None
 
 
-def _import(name: str, told: str) -> None:
+def _import(name: str, where: str) -> None:
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may come out of it
-        raise ConfigError([f"{told} cannot be imported: {_reason(error)}"]) from error
+        raise ConfigError([f"{where} cannot be imported: {_reason(error)}"]) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """One registered part: the class or function, and the dataclass of its YAML keys (or None)."""
 
     name: str
@@ -41,7 +41,7 @@ class Registry:
 
     def __init__(self, kind: str, tag: str = "name", usual: str | None = None):
         self.kind, self.tag, self.usual = kind, tag, usual
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, RegistryEntry] = {}
 
     def register(self, name: str, config: type | None = None) -> Callable[[Any], Any]:
         """Decorator: enter the class or function below it under `name`.
@@ -57,12 +57,12 @@ class Registry:
                     f"{self.kind} '{name}' is registered twice: by {_where(taken.target)} and by {_where(target)}; "
                     "choose another name for one of them"
                 )
-            self._entries[name] = Entry(name, target, config)
+            self._entries[name] = RegistryEntry(name, target, config)
             return target
 
         return enter
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> RegistryEntry:
         """The part of that name. Raises ValueError, with the nearest known name, when there is none."""
         if not self._entries:
             raise ValueError(f"no {self.kind} is registered yet (asked for '{name}'); call chatbridge.register_all()")
@@ -93,7 +93,7 @@ class Registry:
         """The registered name whose configuration dataclass this object is an instance of."""
         return self._entry_of(config).name
 
-    def _entry_of(self, config: Any) -> Entry:
+    def _entry_of(self, config: Any) -> RegistryEntry:
         for entry in self._entries.values():
             if entry.target is config if entry.config is None else entry.config is type(config):
                 return entry

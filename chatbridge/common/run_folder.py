@@ -52,19 +52,19 @@ def check_folder(folder: str | Path) -> None:
     place = folder
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
-    told = f"run.output_dir: {folder} cannot be written"
+    problem = f"run.output_dir: {folder} cannot be written"
     try:
         if not stat.S_ISDIR(os.stat(place).st_mode):
-            raise FolderError(f"{told}: {place} is no folder; take another path")
+            raise FolderError(f"{problem}: {place} is no folder; take another path")
         longest = os.pathconf(place, "PC_NAME_MAX")
         if any(len(os.fsencode(part)) > longest for part in folder.parts[len(place.parts) :]):
-            raise FolderError(f"{told}: a name in it has more than {longest} bytes; take a shorter one")
+            raise FolderError(f"{problem}: a name in it has more than {longest} bytes; take a shorter one")
         with tempfile.TemporaryFile(dir=place):
             pass
     except FileNotFoundError:
-        raise FolderError(f"{told}: {place} is a link to nowhere; take another path") from None
+        raise FolderError(f"{problem}: {place} is a link to nowhere; take another path") from None
     except OSError as error:
-        raise FolderError(f"{told}: {place}: {error.strerror or error}; take another path") from None
+        raise FolderError(f"{problem}: {place}: {error.strerror or error}; take another path") from None
 
 
 class RunLock:
@@ -76,7 +76,7 @@ class RunLock:
     Args:
         folder: the run's.
         wanted: whether this process takes it: of a run's processes, the first one does.
-        agree: given this process' problem ("" for none), tells those of all; every process of the run takes part.
+        agree: given this process' problem ("" for none), gives those of all; every process of the run takes part.
 
     Raises (everywhere, where it is the first process that has the problem):
         FolderError: another run holds it, or the folder cannot be written.
@@ -89,7 +89,7 @@ class RunLock:
         self._file: int | None = None
 
     def __enter__(self) -> RunLock:
-        self._together(self._begin)
+        self._on_all_ranks(self._begin)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -100,7 +100,7 @@ class RunLock:
 
         A holder that may have ended just now is waited for.
         """
-        self._together(self._take)
+        self._on_all_ranks(self._take)
 
     def release(self) -> None:
         if self._file is not None:
@@ -108,14 +108,14 @@ class RunLock:
             os.close(self._file)  # the file stays: whoever waits has it open
             self._file = None
 
-    def _together(self, step: Callable[[], None]) -> None:
+    def _on_all_ranks(self, step: Callable[[], None]) -> None:
         problem = ""
         try:
             if self.wanted:
                 step()
         except (FolderError, OSError) as error:
             problem = str(error)
-        problems = [told for told in self.agree([problem]) if told]
+        problems = [one for one in self.agree([problem]) if one]
         if problems:
             raise FolderError(problems[0])
 
@@ -136,7 +136,7 @@ class RunLock:
         try:
             self._wait(file)
             os.ftruncate(file, 0)
-            os.pwrite(file, (json.dumps(_myself()) + "\n").encode(), 0)
+            os.pwrite(file, (json.dumps(_this_process()) + "\n").encode(), 0)
         except BaseException:
             os.close(file)
             raise
@@ -144,17 +144,17 @@ class RunLock:
         _held.add(path)
 
     def _wait(self, file: int) -> None:
-        begun, told = time.monotonic(), False
+        begun, warned = time.monotonic(), False
         while not _locked(file):
             holder = _holder(file)
             elsewhere = bool(holder) and holder.get("host") != socket.gethostname()
             patience = LEASE_SECONDS if elsewhere else ENDING_SECONDS
-            words = f"{self.folder}: another run writes there{_words(holder)}"
+            words = f"{self.folder}: another run writes there{_holder_text(holder)}"
             if time.monotonic() - begun >= patience:
                 raise FolderError(f"{words}; wait for its end, stop it, or take another run.output_dir")
-            if elsewhere and not told:
+            if elsewhere and not warned:
                 logger.warning("%s; waiting up to %g s for its end", words, patience)
-                told = True
+                warned = True
             time.sleep(0.05)
 
 
@@ -177,11 +177,11 @@ def _alive(holder: dict) -> bool:
     """Whether a process of this host is the holder, and not another one that has its number by now."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
-    began = _began(holder["pid"])
+    began = _start_time(holder["pid"])
     return began is not None and began == holder.get("began")
 
 
-def _began(pid: int) -> int | None:
+def _start_time(pid: int) -> int | None:
     """When a process began, in ticks since the system's start; None for one that is not there."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
@@ -190,9 +190,9 @@ def _began(pid: int) -> int | None:
         return None
 
 
-def _myself() -> dict:
+def _this_process() -> dict:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "began": _began(os.getpid())}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "began": _start_time(os.getpid())}
 
 
 def _holder(file: int) -> dict:
@@ -203,7 +203,7 @@ def _holder(file: int) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _words(holder: dict) -> str:
+def _holder_text(holder: dict) -> str:
     if not holder:
         return ""
     return f" (process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"

@@ -240,7 +240,7 @@ class Binder:
         choices = metadata.get("choices")
         if choices and value not in choices:
             hint_text = nearest(value, [str(c) for c in choices]) if isinstance(value, str) else f"one of {choices}"
-            self.problem(where, f"{_told(value)} is not allowed; {hint_text}")
+            self.problem(where, f"{_repr(value)} is not allowed; {hint_text}")
         if metadata.get("path"):
             return self._path(value, where, metadata["path"])
         return float(value) if hint is float else value
@@ -311,8 +311,8 @@ def _component_to_plain(registry: Registry, config: Any) -> Any:
 
 def join(where: str, name: Any) -> str:
     """A key below another, as messages write it."""
-    told = name if isinstance(name, str) else _told(name)
-    return f"{where}.{told}" if where else told
+    text = name if isinstance(name, str) else _repr(name)
+    return f"{where}.{text}" if where else text
 
 
 def _unwritable(text: str) -> str | None:
@@ -327,20 +327,20 @@ def _out_of_range(value: float, metadata: Mapping[str, Any]) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number"
     if low is not None and value < low:
-        return f"{_told(value)} is below the smallest allowed value, {low}"
+        return f"{_repr(value)} is below the smallest allowed value, {low}"
     if high is not None and value > high:
-        return f"{_told(value)} is above the largest allowed value, {high}"
-    return None if -(2**63) <= value < 2**63 or isinstance(value, float) else f"{_told(value)} is beyond 64 bits"
+        return f"{_repr(value)} is above the largest allowed value, {high}"
+    return None if -(2**63) <= value < 2**63 or isinstance(value, float) else f"{_repr(value)} is beyond 64 bits"
 
 
 def _describe(value: Any) -> str:
     if value is None:
         return "nothing (null)"
-    told = _told(value)
-    return f"{type(value).__name__} {told}" if len(told) < 80 else type(value).__name__
+    text = _repr(value)
+    return f"{type(value).__name__} {text}" if len(text) < 80 else type(value).__name__
 
 
-def _told(value: Any) -> str:
+def _repr(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:  # Python does not write out integers of thousands of digits

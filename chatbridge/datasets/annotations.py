@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chatbridge.common.documents import DocumentError, open_regular, parse_json
-from chatbridge.common.json_lists import json_entries
+from chatbridge.common.json_stream import json_entries
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 

@@ -81,7 +81,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What a metric sees of an answer.
 
     Attributes:
@@ -95,7 +95,7 @@ class Answer:
     group: str = ""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], verdict_after: str | None = None) -> Answer:
+    def of(cls, row: Mapping[str, Any], verdict_after: str | None = None) -> Prediction:
         """From a row of predictions.jsonl.
 
         Args:
@@ -112,6 +112,6 @@ class Answer:
 class ExactMatch:
     """The share of answers that read like one of their references (`exact_match`)."""
 
-    def __call__(self, answers: Sequence[Answer]) -> dict[str, Score]:
+    def __call__(self, answers: Sequence[Prediction]) -> dict[str, Score]:
         verdicts = [exact_match(answer.prediction, answer.references) for answer in answers]
         return {"exact_match": Score.of(verdict for verdict in verdicts if verdict is not None)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from chatbridge.common.registry import METRICS
 from chatbridge.contracts import Metric
-from chatbridge.evaluation.metrics import Answer, ExactMatch, Score
+from chatbridge.evaluation.metrics import ExactMatch, Prediction, Score
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def score(
 
     Args:
         rows: a set's predictions with "condition", "group", "question", "references", "prediction" or "error".
-        verdict_after: as in `Answer.of`.
+        verdict_after: as in `Prediction.of`.
     """
     places: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -50,7 +50,7 @@ def score(
             places.setdefault((row["condition"], group), []).append(row)
     found: dict[str, dict[str, Scores]] = {}
     for (condition, group), there in sorted(places.items()):
-        answers = [Answer.of(row, verdict_after) for row in there if "error" not in row]
+        answers = [Prediction.of(row, verdict_after) for row in there if "error" not in row]
         values = {name: value for metric in metrics for name, value in metric(answers).items()}
         scores = Scores(values, len(there) - len(answers))
         if scores.failed or any(value.n for value in values.values()):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import chatbridge
 from chatbridge.common.config import LoadedConfig
+from chatbridge.common.config_files import read_merged
 from chatbridge.common.registry import MODELS, nearest
 from chatbridge.common.schema import ConfigError
-from chatbridge.common.trees import read_merged
 from chatbridge.inference.attachments import MediaSource, as_source
 from chatbridge.inference.engine import load_for_chat, pick_device
 from chatbridge.runners.assembly import Assembly

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chatbridge.common.documents import check_file
-from chatbridge.common.token_files import declared_tokens, read_sentencepiece, read_side_file
 from chatbridge.common.tokenizer import Tokenizer
+from chatbridge.common.tokenizer_files import declared_tokens, read_sentencepiece, read_side_file
 
 
 class SentencePieceTokenizer:

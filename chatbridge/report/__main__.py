@@ -58,14 +58,14 @@ def _report(args: argparse.Namespace) -> None:
     figures = [Figures.of(run, now) for run in runs]
     differ = differences(runs)
     if args.json:
-        told = {
+        found = {
             "page": str(file),
             "runs": [f.to_dict() for f in figures],
             "differences": {d.key: list(d.values) for d in differ},
         }
-        print(json.dumps(_finite(told), indent=1))
+        print(json.dumps(_finite(found), indent=1))
         return
-    print(_table([["", *names], *([row.name, *row.told] for row in rows_of(figures))]))
+    print(_table([["", *names], *([row.name, *row.texts] for row in rows_of(figures))]))
     if differ:
         print()
         print(_table([["what differs", *names], *([d.key, *d.values] for d in differ)], right=False))
@@ -83,12 +83,12 @@ def _finite(value: Any) -> Any:
 
 def _table(rows: Sequence[Sequence[str]], right: bool = True) -> str:
     """Rows as aligned text, the first one underlined; all but the first column to the right if asked."""
-    told = [[_printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in told) for i in range(len(told[0]))]
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
-    for row in told:
-        cells = [c.rjust(w) if right and i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
+    for row in cells:
+        padded = [c.rjust(w) if right and i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 

@@ -13,9 +13,9 @@ from enum import Enum
 import numpy as np
 
 from chatbridge.report.axis import Axis, can_be_log, is_wide, linear_axis, log_axis, step_axis
+from chatbridge.report.formatting import percent, rounded, short, steps
 from chatbridge.report.markup import Html, data, details, join, table, tag
 from chatbridge.report.series import RECENT, Series, Summary, mean, smooth, thin, window
-from chatbridge.report.values import figure, percent, short, steps
 
 WIDTH, HEIGHT = 4000, 1000
 """Of a picture's own coordinates, which are whole numbers to keep the file small."""
@@ -25,7 +25,7 @@ SPANS = 8
 """Rows of a curve's table of means."""
 
 
-class Scale(Enum):
+class AxisScale(Enum):
     """Of the vertical axis: CHOICE offers both, and starts with what AUTO takes."""
 
     LINEAR = "linear"
@@ -66,14 +66,14 @@ class Chart:
     title: str
     lines: Sequence[Line]
     note: str = ""
-    scale: Scale = Scale.AUTO
+    scale: AxisScale = AxisScale.AUTO
     zero: bool = False
     share: bool = False
     tall: bool = False
 
     @property
-    def tell(self) -> Callable[[float | None], str]:
-        return percent if self.share else figure
+    def text(self) -> Callable[[float | None], str]:
+        return percent if self.share else rounded
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def draw(chart: Chart, first: int, last: int, marks: Sequence[Mark] = ()) -> Htm
     raw = [c.raw[1] for c in curves]
     shown = np.concatenate([values[np.isfinite(values)] for values in raw])
     names = ["log", "linear"] if can_be_log(shown) else ["linear"]
-    if chart.scale is not Scale.CHOICE:
-        names = ["log"] if chart.scale is Scale.AUTO and is_wide(shown) else ["linear"]
+    if chart.scale is not AxisScale.CHOICE:
+        names = ["log"] if chart.scale is AxisScale.AUTO and is_wide(shown) else ["linear"]
     plots = []
     for name in names:
         up = log_axis(shown) if name == "log" else linear_axis(shown, chart.zero)
@@ -140,7 +140,7 @@ def _switch(key: str, names: list[str], usual: str) -> list[Html]:
 def _legend(chart: Chart, curves: list[_Curve]) -> Html:
     items = []
     for curve in curves:
-        value = data(curve.summary.last, chart.tell(curve.summary.last))
+        value = data(curve.summary.last, chart.text(curve.summary.last))
         items.append(
             tag("li", tag("i", class_=_colour(curve.line)), tag("span", curve.line.name, class_="name"), " ", value)
         )
@@ -193,34 +193,34 @@ def frame(
 
 
 def _description(chart: Chart, curves: list[_Curve], across: Axis) -> str:
-    told = []
+    texts = []
     for curve in curves:
         s = curve.summary
         if s.lowest is None or s.highest is None:
-            told.append(f"{curve.line.name}: nothing finite")
+            texts.append(f"{curve.line.name}: nothing finite")
             continue
-        told.append(
-            f"{curve.line.name}: last {chart.tell(s.last)}, lowest {chart.tell(s.lowest[1])} at step {s.lowest[0]:,}, "
-            f"highest {chart.tell(s.highest[1])} at step {s.highest[0]:,}"
+        texts.append(
+            f"{curve.line.name}: last {chart.text(s.last)}, lowest {chart.text(s.lowest[1])} at step {s.lowest[0]:,}, "
+            f"highest {chart.text(s.highest[1])} at step {s.highest[0]:,}"
         )
-    return f"{chart.title}, steps {across.low:,.0f} to {across.high:,.0f}. " + "; ".join(told)
+    return f"{chart.title}, steps {across.low:,.0f} to {across.high:,.0f}. " + "; ".join(texts)
 
 
 def _broken(curves: list[_Curve]) -> Html | None:
     """The steps that a curve has gaps at."""
-    told = [f"{c.line.name} at step {steps(list(c.summary.broken))}" for c in curves if c.summary.broken]
-    return tag("p", "Not finite, drawn as gaps: " + "; ".join(told), class_="broken") if told else None
+    texts = [f"{c.line.name} at step {steps(list(c.summary.broken))}" for c in curves if c.summary.broken]
+    return tag("p", "Not finite, drawn as gaps: " + "; ".join(texts), class_="broken") if texts else None
 
 
 def _tables(chart: Chart, curves: list[_Curve], first: int, last: int) -> Html:
     def at(found: tuple[int, float] | None) -> list[Html]:
         step, value = found or (None, None)
-        return [data(value, chart.tell(value)), data(step, figure(step))]
+        return [data(value, chart.text(value)), data(step, rounded(step))]
 
     rows = []
     for curve in curves:
         s = curve.summary
-        cells = [data(v, chart.tell(v)) for v in (s.last, s.recent, s.median)]
+        cells = [data(v, chart.text(v)) for v in (s.last, s.recent, s.median)]
         rows.append(
             [curve.line.name, data(s.count, f"{s.count:,}"), *cells, *at(s.lowest), *at(s.highest),
              data(len(s.broken), f"{len(s.broken):,}")]
@@ -231,7 +231,7 @@ def _tables(chart: Chart, curves: list[_Curve], first: int, last: int) -> Html:
     lines = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         cells = [_mean_between(curve.line.series, low, high) for curve in curves]
-        lines.append([f"{low + 1:,} – {high:,}", *(data(v, chart.tell(v)) for v in cells)])
+        lines.append([f"{low + 1:,} – {high:,}", *(data(v, chart.text(v)) for v in cells)])
     spans = table(
         ["mean over steps", *(c.line.name for c in curves)], lines, f"{chart.title}: means by steps",
         numeric=range(1, len(curves) + 1),

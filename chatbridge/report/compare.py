@@ -10,13 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chatbridge.report.chart import COLOURS, Chart, Line, Scale, draw
+from chatbridge.report.chart import COLOURS, AxisScale, Chart, Line, draw
 from chatbridge.report.figures import Figures
+from chatbridge.report.formatting import clock, percent, rounded
 from chatbridge.report.markup import Html, data, join, table, tag
 from chatbridge.report.run import Run
 from chatbridge.report.series import RECENT, Series
 from chatbridge.report.style import page
-from chatbridge.report.values import clock, figure, percent
 
 ABSENT = "–"
 
@@ -26,13 +26,13 @@ class Row:
     """One figure of every run.
 
     Attributes:
-        values: as they are; told: as people read them.
-        best: what is told of the best of them, "" where there is no telling.
+        values: as they are; texts: as people read them.
+        best: the text of the best of them, "" where none is.
     """
 
     name: str
     values: tuple[Any, ...]
-    told: tuple[str, ...]
+    texts: tuple[str, ...]
     best: str
 
 
@@ -61,39 +61,39 @@ def _needed(own: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> int:
 def rows_of(figures: Sequence[Figures]) -> list[Row]:
     """The table of final figures; what no run logs is left out."""
 
-    def row(name: str, values: Sequence[Any], tell: Callable[[Any], str], better: Callable | None = None) -> Row:
+    def row(name: str, values: Sequence[Any], text: Callable[[Any], str], better: Callable | None = None) -> Row:
         known = [v for v in values if isinstance(v, (int, float)) and v == v]
-        differ = better is not None and len({tell(v) for v in known}) > 1
-        told = tuple(ABSENT if v is None else tell(v) for v in values)
-        return Row(name, tuple(values), told, tell(better(known)) if differ else "")
+        differ = better is not None and len({text(v) for v in known}) > 1
+        texts = tuple(ABSENT if v is None else text(v) for v in values)
+        return Row(name, tuple(values), texts, text(better(known)) if differ else "")
 
     losses = dict.fromkeys(name for f in figures for name in f.losses)
     held = dict.fromkeys(name for f in figures for name in f.validation)
     rows = [
         row("state", [f.state for f in figures], str),
-        row("step", [f.step for f in figures], figure),
-        row("of steps", [f.total_steps for f in figures], figure),
-        row(f"loss, mean of last {RECENT}", [f.recent_loss for f in figures], figure, min),
-        *(row(f"loss {n}", [f.losses.get(n) for f in figures], figure, min) for n in losses),
+        row("step", [f.step for f in figures], rounded),
+        row("of steps", [f.total_steps for f in figures], rounded),
+        row(f"loss, mean of last {RECENT}", [f.recent_loss for f in figures], rounded, min),
+        *(row(f"loss {n}", [f.losses.get(n) for f in figures], rounded, min) for n in losses),
     ]
     for name in held:
         found = [f.validation.get(name) for f in figures]
-        rows.append(row(f"validation {name}", [v and v.last for v in found], figure, min))
-        rows.append(row(f"lowest validation {name}", [v and v.lowest for v in found], figure, min))
-        rows.append(row(f"  at step, {name}", [v and v.at for v in found], figure))
+        rows.append(row(f"validation {name}", [v and v.last for v in found], rounded, min))
+        rows.append(row(f"lowest validation {name}", [v and v.lowest for v in found], rounded, min))
+        rows.append(row(f"  at step, {name}", [v and v.at for v in found], rounded))
     rows += [
-        row("gradient norm", [f.grad_norm for f in figures], figure),
-        row("samples/s", [f.samples_per_second for f in figures], figure, max),
-        row("supervised tokens/s", [f.tokens_per_second for f in figures], figure, max),
-        row("TFLOP/s per device", [f.tflops for f in figures], figure, max),
+        row("gradient norm", [f.grad_norm for f in figures], rounded),
+        row("samples/s", [f.samples_per_second for f in figures], rounded, max),
+        row("supervised tokens/s", [f.tokens_per_second for f in figures], rounded, max),
+        row("TFLOP/s per device", [f.tflops for f in figures], rounded, max),
         row("share of peak", [f.peak_share for f in figures], percent, max),
-        row("seconds per step", [f.step_seconds for f in figures], figure, min),
+        row("seconds per step", [f.step_seconds for f in figures], rounded, min),
         row("waiting for data", [f.data_share for f in figures], percent, min),
-        row("memory, GB", [f.memory_gb for f in figures], figure, min),
-        row("replaced samples", [f.replaced for f in figures], figure),
-        row("skipped steps", [f.skipped for f in figures], figure),
-        row("steps not finite", [f.not_finite for f in figures], figure),
-        row("last checkpoint at step", [f.checkpoint for f in figures], figure),
+        row("memory, GB", [f.memory_gb for f in figures], rounded, min),
+        row("replaced samples", [f.replaced for f in figures], rounded),
+        row("skipped steps", [f.skipped for f in figures], rounded),
+        row("steps not finite", [f.not_finite for f in figures], rounded),
+        row("last checkpoint at step", [f.checkpoint for f in figures], rounded),
     ]
     return [r for r in rows if any(v is not None for v in r.values)]
 
@@ -111,7 +111,7 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
 
 
 def _flat(run: Run) -> dict[str, str]:
-    record = run.record
+    info = run.info
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -121,12 +121,12 @@ def _flat(run: Run) -> dict[str, str]:
         else:
             flat[prefix] = json.dumps(value, ensure_ascii=False, default=str)
 
-    walk("", record.config)
-    walk("versions", record.versions)
-    if record.git is not None:
-        walk("git", {"commit": record.git[0], "dirty": record.git[1]})
-    walk("annotations", record.annotations)
-    for key, value in (("world", record.world), ("device", record.device or None)):
+    walk("", info.config)
+    walk("versions", info.versions)
+    if info.git is not None:
+        walk("git", {"commit": info.git[0], "dirty": info.git[1]})
+    walk("annotations", info.annotations)
+    for key, value in (("world", info.world), ("device", info.device or None)):
         if value is not None:
             walk(key, value)
     return {key: value for key, value in flat.items() if key and value != "{}"}
@@ -151,16 +151,16 @@ def render_comparison(runs: Sequence[Run], names: Sequence[str], now: datetime) 
     trained = [n for n in datasets if any(n in run.metrics.losses for run in runs)]
     losses = [
         chart(f"loss-{i}", f"Training loss: {n}", lambda r, n=n: r.metrics.losses.get(n),
-              "Mean per supervised token.", scale=Scale.CHOICE)
+              "Mean per supervised token.", scale=AxisScale.CHOICE)
         for i, n in enumerate(trained)
     ]  # fmt: skip
     held = [
         chart(f"validation-{i}", f"Validation loss: {n}", lambda r, n=n: r.metrics.validation.get(n),
-              "Mean per supervised token.", scale=Scale.CHOICE, smooth=False)
+              "Mean per supervised token.", scale=AxisScale.CHOICE, smooth=False)
         for i, n in enumerate(dict.fromkeys(n for run in runs for n in run.metrics.validation))
     ]  # fmt: skip
     rest = [
-        chart("lr", "Learning rate", lambda r: r.metrics.train.lr, "Of the optimizer's steps.", scale=Scale.LINEAR,
+        chart("lr", "Learning rate", lambda r: r.metrics.train.lr, "Of the optimizer's steps.", scale=AxisScale.LINEAR,
               zero=True, smooth=False),
         chart("grad-norm", "Gradient norm", lambda r: r.metrics.train.grad_norm, "Before clipping."),
         chart("samples", "Samples per second", lambda r: r.metrics.train.samples_per_second, "All devices.", zero=True),
@@ -207,10 +207,10 @@ def _figures(figures: Sequence[Figures], names: Sequence[str]) -> Html:
     rows = []
     for row in rows_of(figures):
         cells = []
-        for value, told in zip(row.values, row.told, strict=True):
-            cell = data(value, told) if isinstance(value, (int, float)) else told
+        for value, text in zip(row.values, row.texts, strict=True):
+            cell = data(value, text) if isinstance(value, (int, float)) else text
             cells.append(
-                join([tag("strong", cell), tag("span", " best", class_="hidden")]) if told == row.best else cell
+                join([tag("strong", cell), tag("span", " best", class_="hidden")]) if text == row.best else cell
             )
         rows.append([row.name.strip(), *cells])
     note = "Rates and shares are means over all logged steps, seconds per step are medians. The best value is bold."

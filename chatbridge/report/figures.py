@@ -11,7 +11,7 @@ from chatbridge.report.series import Series, mean
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationSummary:
     """Loss on a validation set: the last, and the lowest with its step."""
 
     last: float
@@ -39,7 +39,7 @@ class Figures:
     loss: float | None
     recent_loss: float | None
     losses: dict[str, float | None]
-    validation: dict[str, Validation]
+    validation: dict[str, ValidationSummary]
     grad_norm: float | None
     samples_per_second: float | None
     tokens_per_second: float | None
@@ -63,7 +63,7 @@ class Figures:
         memory = train.memory_gb.summary().highest
         return cls(
             run=run.name, folder=str(run.folder), state=state.kind, why=state.why, step=run.metrics.last_logged,
-            total_steps=run.record.total_steps,
+            total_steps=run.info.total_steps,
             seconds_left=run.seconds_left() if state.kind == RUNNING else None,
             loss=train.loss.last, recent_loss=train.loss.recent(),
             losses={name: run.metrics.losses[name].recent() for name in run.datasets if name in run.metrics.losses},
@@ -82,10 +82,10 @@ class Figures:
         return asdict(self)
 
 
-def _validation(series: Series) -> Validation:
+def _validation(series: Series) -> ValidationSummary:
     summary = series.summary()
     at, lowest = summary.lowest or (None, None)
-    return Validation(summary.last, lowest, at)
+    return ValidationSummary(summary.last, lowest, at)
 
 
 def _count(series: Series) -> int:

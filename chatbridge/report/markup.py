@@ -35,15 +35,15 @@ def tag(element: str, /, *children: Child, **attributes: str | int | float | boo
     Args:
         attributes: `class_` is written class, `aria_label` aria-label; True stands alone, None and False are left out.
     """
-    told = ""
+    written = ""
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        told += f" {key}" if value is True else f' {key}="{escape(value if isinstance(value, str) else str(value))}"'
+        written += f" {key}" if value is True else f' {key}="{escape(value if isinstance(value, str) else str(value))}"'
     if element in VOID:
-        return Html(f"<{element}{told}>")
-    return Html(f"<{element}{told}>{join(children)}</{element}>")
+        return Html(f"<{element}{written}>")
+    return Html(f"<{element}{written}>{join(children)}</{element}>")
 
 
 def data(value: float | int | None, text: str) -> Html:
@@ -72,5 +72,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, nume
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
-def details(summary: str, *children: Child, id: str | None = None) -> Html:
-    return tag("details", tag("summary", summary), *children, id=id)
+def details(summary: str, *children: Child, anchor: str | None = None) -> Html:
+    return tag("details", tag("summary", summary), *children, id=anchor)

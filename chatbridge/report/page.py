@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from chatbridge.report.chart import Chart, Line, Mark, Scale, draw
+from chatbridge.report.chart import AxisScale, Chart, Line, Mark, draw
+from chatbridge.report.events import events_section, marks
 from chatbridge.report.figures import Figures
-from chatbridge.report.happenings import events_section, marks
+from chatbridge.report.formatting import clock, count, duration, percent, rounded, steps
 from chatbridge.report.markup import Html, data, join, table, tag
-from chatbridge.report.recorded import recorded_section
 from chatbridge.report.run import RUNNING, Run, Share
+from chatbridge.report.run_info import run_info_section
 from chatbridge.report.series import RECENT
 from chatbridge.report.style import page
-from chatbridge.report.values import clock, count, duration, figure, percent, steps
 
 REFRESH = 60
 """Seconds after which a browser reads the page of a running run again."""
-MOST_REASONS = 50
+MAX_REASONS = 50
 WAITING = 0.25
 """Part of the time spent waiting for data from which on the page speaks of it."""
 
@@ -53,7 +53,7 @@ def render(run: Run, now: datetime) -> str:
         ("Speed and memory", "speed", _speed(view)),
         ("Data", "data", _data(view)),
         ("Events", "events", events_section(run, view.last)),
-        ("What was run", "run", recorded_section(run.record)),
+        ("What was run", "run", run_info_section(run.info)),
     ]
     sections = [(title, key, body) for title, key, body in sections if body]
     links = [tag("a", title, href=f"#{key}-section") for title, key, _ in sections]
@@ -101,8 +101,8 @@ def _tiles(view: View) -> list[Html]:
         end = view.now + timedelta(seconds=min(f.seconds_left, 1e9))
         tiles.append(_tile("Time left", data(f.seconds_left, duration(f.seconds_left)), f"until {_minute(end)}"))
     if f.loss is not None:
-        more = join([f"mean of last {RECENT}: ", data(f.recent_loss, figure(f.recent_loss))])
-        tiles.append(_tile("Last loss", data(f.loss, figure(f.loss)), more))
+        more = join([f"mean of last {RECENT}: ", data(f.recent_loss, rounded(f.recent_loss))])
+        tiles.append(_tile("Last loss", data(f.loss, rounded(f.loss)), more))
     tiles += [_validation_tile(f)] if f.validation else []
     if f.checkpoint is not None:
         event = run.checkpoint()
@@ -111,15 +111,15 @@ def _tiles(view: View) -> list[Html]:
     elif f.state == RUNNING:
         tiles.append(_tile("Last checkpoint", "none yet"))
     if f.samples_per_second is not None:
-        more = f"{figure(f.tokens_per_second)} supervised tokens/s" if f.tokens_per_second is not None else ""
-        tiles.append(_tile("Samples per second", data(f.samples_per_second, figure(f.samples_per_second)), more))
+        more = f"{rounded(f.tokens_per_second)} supervised tokens/s" if f.tokens_per_second is not None else ""
+        tiles.append(_tile("Samples per second", data(f.samples_per_second, rounded(f.samples_per_second)), more))
     elif f.tokens_per_second is not None:
-        value = data(f.tokens_per_second, figure(f.tokens_per_second))
+        value = data(f.tokens_per_second, rounded(f.tokens_per_second))
         tiles.append(_tile("Supervised tokens per second", value, "mean"))
     if f.peak_share is not None:
-        more = f"{figure(f.tflops)} TFLOP/s per device" if f.tflops is not None else ""
+        more = f"{rounded(f.tflops)} TFLOP/s per device" if f.tflops is not None else ""
         tiles.append(_tile("Share of the peak", data(f.peak_share, percent(f.peak_share)), more))
-    seconds = f"{figure(f.step_seconds)} s a step" if f.step_seconds is not None else ""
+    seconds = f"{rounded(f.step_seconds)} s a step" if f.step_seconds is not None else ""
     if f.data_share is not None:
         tiles.append(_tile("Waiting for data", data(f.data_share, percent(f.data_share)), seconds))
     return tiles
@@ -127,37 +127,37 @@ def _tiles(view: View) -> list[Html]:
 
 def _validation_tile(f: Figures) -> Html:
     name, one = next(iter(f.validation.items()))
-    lowest = f"lowest {figure(one.lowest)} at step {one.at:,}" if one.at is not None else ""
+    lowest = f"lowest {rounded(one.lowest)} at step {one.at:,}" if one.at is not None else ""
     others = f"{name}; {len(f.validation) - 1} more below" if len(f.validation) > 1 else name
-    return _tile("Validation loss", data(one.last, figure(one.last)), " · ".join(filter(None, [others, lowest])))
+    return _tile("Validation loss", data(one.last, rounded(one.last)), " · ".join(filter(None, [others, lowest])))
 
 
 def _alerts(view: View) -> Html | None:
     f, run = view.figures, view.run
-    told = []
+    alerts = []
     broken = run.metrics.not_finite()
     if broken:
-        told.append(f"Loss or gradient was not finite at {count(len(broken), 'logged step')}: {steps(broken)}")
+        alerts.append(f"Loss or gradient was not finite at {count(len(broken), 'logged step')}: {steps(broken)}")
     if f.skipped:
-        told.append(f"{count(f.skipped, 'step')} skipped: no update was made there")
+        alerts.append(f"{count(f.skipped, 'step')} skipped: no update was made there")
     failed = [e for e in run.events.all if e.kind == "checkpoint_failed"]
     if failed:
         why = failed[-1].text or "no reason given"
-        told.append(f"{count(len(failed), 'checkpoint')} could not be written; the last at step "
-                    f"{figure(failed[-1].step)}: {why}")  # fmt: skip
+        alerts.append(f"{count(len(failed), 'checkpoint')} could not be written; the last at step "
+                    f"{rounded(failed[-1].step)}: {why}")  # fmt: skip
     hung = run.events.last("hang")
     if hung is not None:
-        told.append(f"A process stood still at step {figure(hung.step)}: {hung.text}")
+        alerts.append(f"A process stood still at step {rounded(hung.step)}: {hung.text}")
     if f.data_share is not None and f.data_share > WAITING:
-        told.append(f"{percent(f.data_share)} of the time is spent waiting for data: raise run.num_workers")
+        alerts.append(f"{percent(f.data_share)} of the time is spent waiting for data: raise run.num_workers")
     if run.metrics.went_back:
-        told.append(f"Steps were logged again from step {steps(run.metrics.went_back)} on: the later lines are shown")
+        alerts.append(f"Steps were logged again from step {steps(run.metrics.went_back)} on: the later lines are shown")
     if run.metrics.unreadable:
         lines = count(run.metrics.unreadable, "line")
-        told.append(f"{lines} of metrics.jsonl could not be read and left out")
-    if run.record.problem:
-        told.append(run.record.problem)
-    return tag("ul", *(tag("li", line) for line in told), class_="alerts", aria_label="Attention") if told else None
+        alerts.append(f"{lines} of metrics.jsonl could not be read and left out")
+    if run.info.problem:
+        alerts.append(run.info.problem)
+    return tag("ul", *(tag("li", line) for line in alerts), class_="alerts", aria_label="Attention") if alerts else None
 
 
 def _loss(view: View) -> Html:
@@ -169,10 +169,10 @@ def _loss(view: View) -> Html:
             if n in metrics.validation]  # fmt: skip
     dotted = " Dotted: resumed, or a signal came; red: something failed (see Events)." if view.marks else ""
     charts = [
-        Chart("train-loss", "Training loss", lines, "Mean per supervised token, by dataset." + dotted, Scale.CHOICE,
+        Chart("train-loss", "Training loss", lines, "Mean per supervised token, by dataset." + dotted, AxisScale.CHOICE,
               tall=True),
         Chart("validation-loss", "Validation loss", held, "Mean per supervised token, by validation set.",
-              Scale.CHOICE, tall=True),
+              AxisScale.CHOICE, tall=True),
     ]  # fmt: skip
     drawn = [d for d in map(view.chart, charts) if d]
     return join(drawn) if drawn else tag("p", "Nothing logged yet.", class_="none")
@@ -188,7 +188,7 @@ def _optimisation(view: View) -> Html | None:
     parts = [Line(name, series.nonzero(), i) for i, (name, series) in enumerate(norms.items())]
     return _grid(view, [
         Chart("lr", "Learning rate", [Line("learning rate", train.lr, smooth=False)], "Of the optimizer's steps.",
-              Scale.LINEAR, zero=True),
+              AxisScale.LINEAR, zero=True),
         Chart("grad-norm", "Gradient norm", [Line("all parameters", train.grad_norm)], "Before clipping."),
         Chart("grad-norms", "Gradient norm by component", parts, "Before clipping, at steps that pass through it."),
         Chart("loss-scale", "Loss scale", [Line("scale", train.loss_scale, smooth=False)], "Of fp16's scaler."),
@@ -203,12 +203,12 @@ def _speed(view: View) -> Html | None:
               "Supervised tokens, all devices.", zero=True),
         Chart("tflops", "Operations per second", [Line("TFLOP/s", t.tflops)], "Per device.", zero=True),
         Chart("peak", "Share of the device's peak", [Line("share", t.peak_share)], "Of what its data sheet promises.",
-              Scale.LINEAR, True, True),
+              AxisScale.LINEAR, True, True),
         Chart("step-time", "Time of a step", [Line("seconds", t.step_seconds)], "Seconds.", zero=True),
-        Chart("data-wait", "Waiting for data", [Line("share", t.data_share)], "Part of a step's time.", Scale.LINEAR,
-              True, True),
+        Chart("data-wait", "Waiting for data", [Line("share", t.data_share)], "Part of a step's time.",
+              AxisScale.LINEAR, True, True),
         Chart("memory", "Memory", [Line("GB", t.memory_gb, smooth=False)],
-              "The most held so far, 10⁹ bytes: of the GPU, or of the process without one.", Scale.LINEAR, True),
+              "The most held so far, 10⁹ bytes: of the GPU, or of the process without one.", AxisScale.LINEAR, True),
     ])  # fmt: skip
 
 
@@ -216,7 +216,9 @@ def _data(view: View) -> Html:
     train = view.run.metrics.train
     bad = [Line("replaced", train.replaced, 1, smooth=False), Line("skipped steps", train.skipped, 4, smooth=False)]
     bad = [line for line in bad if line.series.last]
-    counts = Chart("bad", "Replaced samples and skipped steps", bad, "Counted from the beginning.", Scale.LINEAR, True)
+    counts = Chart(
+        "bad", "Replaced samples and skipped steps", bad, "Counted from the beginning.", AxisScale.LINEAR, True
+    )
     return join([_mixture(view), view.chart(counts), _ledger(view)])
 
 
@@ -268,12 +270,12 @@ def _ledger(view: View) -> Html:
     rows = [
         [g.dataset, g.reason, data(g.count, f"{g.count:,}"), data(g.entries, f"{g.entries:,}"),
          tag("code", _cut(g.example))]
-        for g in groups[:MOST_REASONS]
+        for g in groups[:MAX_REASONS]
     ]  # fmt: skip
     total = sum(g.count for g in groups)
     note = f"{total:,} samples over all ranks, by dataset and reason; 0 samples: worked when it was tried again."
-    if len(groups) > MOST_REASONS:
-        note += f" {len(groups) - MOST_REASONS:,} rarer reasons are left out."
+    if len(groups) > MAX_REASONS:
+        note += f" {len(groups) - MAX_REASONS:,} rarer reasons are left out."
     names = ["dataset", "reason", "samples", "entries", "for example"]
     listed = table(names, rows, "What could not be read, by dataset and reason", numeric=(2, 3))
     return tag("div", head, tag("p", note, class_="note"), listed, class_="card", id="ledger")

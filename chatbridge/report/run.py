@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from chatbridge.report.follow import number
+from chatbridge.report.formatting import duration
 from chatbridge.report.metrics import Metrics
-from chatbridge.report.records import Event, Events, LedgerFiles, Record, read_record
-from chatbridge.report.values import duration
+from chatbridge.report.run_files import Event, Events, LedgerFiles, RunInfo, read_run_info
 
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
@@ -54,7 +54,7 @@ class Run:
         self.metrics = Metrics(folder / "metrics.jsonl")
         self.events = Events(folder / "events.jsonl")
         self.ledger = LedgerFiles(folder)
-        self.record = Record()
+        self.info = RunInfo()
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Run:
         self.metrics.refresh()
         self.events.refresh()
         self.ledger.refresh()
-        self.record = read_record(self.folder)
+        self.info = read_run_info(self.folder)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -87,8 +87,8 @@ class Run:
     @property
     def datasets(self) -> list[str]:
         """Training and validation sets in the configuration's order, then as they appeared: colours follow it."""
-        validation = self.record.config.get("validation")
-        named = [*self.record.datasets, *(validation if isinstance(validation, Mapping) else ())]
+        validation = self.info.config.get("validation")
+        named = [*self.info.datasets, *(validation if isinstance(validation, Mapping) else ())]
         seen = [*self.metrics.losses, *(self.metrics.drawn or ()), *self.metrics.validation]
         shown = set(seen)
         return list(dict.fromkeys([name for name in map(str, named) if name in shown] + seen))
@@ -101,7 +101,7 @@ class Run:
 
     def state(self, now: datetime) -> State:
         """Running, finished or stopped, by the events, the number of steps, and how long the files have been still."""
-        total, step, after = self.record.total_steps, self.metrics.last_logged, self._since_start()
+        total, step, after = self.info.total_steps, self.metrics.last_logged, self._since_start()
         end = next((e for e in reversed(after) if e.kind == "end"), None)
         if total is not None and max(step, (end and end.step) or 0) >= total:
             return State(FINISHED)
@@ -132,7 +132,7 @@ class Run:
 
     def seconds_left(self) -> float | None:
         """Of training proper, at the speed of the last logged steps."""
-        total, seconds = self.record.total_steps, self.metrics.train.step_seconds.recent()
+        total, seconds = self.info.total_steps, self.metrics.train.step_seconds.recent()
         if total is None or seconds is None:
             return None
         return max(0, total - self.metrics.last_step) * seconds
@@ -151,15 +151,15 @@ class Run:
         drawn = self.metrics.drawn or {n: float(len(s)) for n, s in self.metrics.losses.items()}
         total = sum(drawn.values())
         expected = self._expected(samples=self.metrics.drawn is not None)
-        names = [n for n in dict.fromkeys([*self.record.datasets, *self.datasets]) if n in drawn or n in expected]
+        names = [n for n in dict.fromkeys([*self.info.datasets, *self.datasets]) if n in drawn or n in expected]
         return [Share(n, drawn.get(n, 0), drawn.get(n, 0) / total if total else 0.0, expected.get(n)) for n in names]
 
     def _expected(self, samples: bool) -> dict[str, float]:
         """Shares by configuration: of samples, or of steps. Empty where they cannot be told."""
-        mode, parts = self.record.mode, {}
-        for name, config in self.record.datasets.items():
+        mode, parts = self.info.mode, {}
+        for name, config in self.info.datasets.items():
             batch, weight, size = (number(config.get("batch_size")), number(config.get("weight")),
-                                   number(self.record.sizes.get(name)))  # fmt: skip
+                                   number(self.info.sizes.get(name)))  # fmt: skip
             if config.get("batch_tokens"):
                 batch = None
             if mode == "round_robin":

@@ -10,9 +10,8 @@ import numpy as np
 RECENT = 20
 """Logged values that a mean "of the last" takes."""
 
-MOST = 1e100
-"""Values beyond it are as good as infinite, and those nearer to zero than its inverse are zero: sums and axes of the
-rest stay within what numbers can hold."""
+LARGE, SMALL = 1e100, 1e-100
+"""Values beyond count as infinite, or as zero: sums and axes of the rest stay within what numbers can hold."""
 
 
 class Series:
@@ -35,7 +34,7 @@ class Series:
         if count == len(self._steps):
             self._steps, self._values = np.resize(self._steps, 2 * count), np.resize(self._values, 2 * count)
         self._steps[count] = self._newest = step
-        self._values[count] = value if MOST >= abs(value) >= 1 / MOST else 0.0 if abs(value) < 1 else value * math.inf
+        self._values[count] = value if LARGE >= abs(value) >= SMALL else 0.0 if abs(value) < 1 else value * math.inf
         self._count = count + 1
         self._summary = None
 

@@ -83,8 +83,8 @@ color:var(--soft);font-variant-numeric:tabular-nums;touch-action:pan-y}
 .under::before{content:"step";position:absolute;top:4px;right:calc(100% + 8px)}
 .picture{position:relative;height:190px}
 .chart.tall .picture{height:320px}
-.plot.happenings{grid-template-columns:132px minmax(0,1fr)}
-.plot.happenings .picture{height:calc(26px*var(--rows))}
+.plot.events{grid-template-columns:132px minmax(0,1fr)}
+.plot.events .picture{height:calc(26px*var(--rows))}
 svg{display:block;width:100%;height:100%;overflow:visible}
 svg path{fill:none;vector-effect:non-scaling-stroke;stroke-linejoin:round;stroke-linecap:round}
 svg .grid{stroke:var(--grid);stroke-width:1}
@@ -127,7 +127,7 @@ footer{color:var(--soft);font-size:.82rem;padding-top:26px;padding-bottom:34px}
 h1{font-size:1.4rem}.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:8px}.tiles>div{padding:10px 12px}
 .tiles .big{font-size:1.2rem}.chart,.card{padding:12px}.chart.tall .picture{height:240px}
 .under .odd{display:none}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:8px}
-.plot.happenings{grid-template-columns:104px minmax(0,1fr)}}
+.plot.events{grid-template-columns:104px minmax(0,1fr)}}
 @media print{nav,details:not([open]){display:none}body{background:#fff}.chart,.card,.tiles>div{break-inside:avoid}}
 """
 )

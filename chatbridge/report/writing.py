@@ -24,27 +24,25 @@ class RunReport:
         self.run = Run(folder)
 
     def write(self, now: datetime | None = None) -> Path:
-        """Read on and write the page. Returns its path."""
+        """Read on and write the page. Returns its path.
+
+        Raises:
+            OSError: it cannot be written, for instance on a full disk; the one before is then left whole.
+        """
         self.run.refresh()
         file = self.run.folder / NAME
         write_page(file, render(self.run, now or datetime.now(timezone.utc)))
         return file
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write FOLDER/report.html from the files that are there; for the runner, every now and then.
-
-    A run that has logged nothing yet gets a page that says so. The process keeps what it has read of the folder.
-
-    Raises:
-        OSError: the page cannot be written, for instance on a full disk; the one before is then left whole.
-    """
-    return _kept(Path(folder).resolve()).write()
-
-
 @lru_cache(maxsize=2)
-def _kept(folder: Path) -> RunReport:
+def _report_of(folder: Path) -> RunReport:
     return RunReport(folder)
+
+
+def write_report(folder: str | Path) -> Path:
+    """As `RunReport.write`; what was read of a folder is kept for the next time."""
+    return _report_of(Path(folder).resolve()).write()
 
 
 def write_page(file: Path, text: str) -> None:

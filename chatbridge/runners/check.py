@@ -24,8 +24,8 @@ from chatbridge.models.chatbridge import ChatBridgeConfig
 from chatbridge.models.simulation import check_media, needs_content
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly, check_batch_sizes, check_numbered
-from chatbridge.runners.conditions import EvaluationConfig, check_questions
 from chatbridge.runners.config import TrainingConfig
+from chatbridge.runners.evaluation_config import EvaluationConfig, check_questions
 from chatbridge.runners.strategy import check_backend
 from chatbridge.weights.inspection import weight_problems
 
@@ -122,15 +122,15 @@ def _open_datasets(assembly: Assembly, found: Findings, parts: Parts) -> None:
     sent: set[tuple[str, tuple[int, ...]]] = set()
     for section in ("datasets", "validation"):
         for name in getattr(assembly.config, section):
-            dataset = found.attempt(lambda s=section, n=name: _opened(assembly, s, n, parts))
+            dataset = found.attempt(lambda s=section, n=name: _build_dataset(assembly, s, n, parts))
             if dataset is not None:
                 if not _awaits(assembly, f"{section}.{name}."):
                     found.datasets[f"{section}.{name}"] = dataset
                 _send_blanks(assembly, found, f"{section}.{name}", dataset, sent)
 
 
-def _opened(assembly: Assembly, section: str, name: str, parts: Parts) -> TaskDataset:
-    """A dataset or, while its files are awaited, as much of it as can be told without them."""
+def _build_dataset(assembly: Assembly, section: str, name: str, parts: Parts) -> TaskDataset:
+    """A dataset or, while its files are awaited, as much of it as is known without them."""
     settings = getattr(assembly.config, section)[name]
     # An evaluation asks questions that need no answer; held-out data of a training run needs them.
     is_open = isinstance(assembly.config.run, EvaluationConfig)

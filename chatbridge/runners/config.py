@@ -15,7 +15,7 @@ from chatbridge.contracts import Schedule
 
 WEEK = 7 * 86400.0
 
-MOST_BATCHES = 20_000_000
+MAX_BATCHES = 20_000_000
 """Of a run. Which dataset each is from is drawn beforehand: 32 bytes a batch."""
 
 
@@ -133,10 +133,10 @@ class TrainingConfig(DeviceConfig):
         if 0 < self.hang_seconds < 1:
             raise ValueError(f"hang_seconds: {self.hang_seconds:g} s is less than a step takes; 0 never gives up")
         self.schedule()  # checks its keys
-        if self.total_steps * self.accum_grad_iters > MOST_BATCHES:
+        if self.total_steps * self.accum_grad_iters > MAX_BATCHES:
             raise ValueError(
                 f"max_steps, or max_epoch x iters_per_epoch: {self.total_steps:,} steps of {self.accum_grad_iters:,} "
-                f"batches (accum_grad_iters) are more than the {MOST_BATCHES:,} batches of which the order is drawn"
+                f"batches (accum_grad_iters) are more than the {MAX_BATCHES:,} batches of which the order is drawn"
             )
 
     def schedule(self) -> Schedule:

@@ -23,17 +23,17 @@ from chatbridge.datasets.builder import TaskDataset, one_sample
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
-from chatbridge.evaluation.metrics import Answer, exact_match
+from chatbridge.evaluation.metrics import Prediction, exact_match
 from chatbridge.evaluation.rows import NAME, RowFile
 from chatbridge.evaluation.scores import build_metrics, score
 from chatbridge.runners.assembly import Assembly
-from chatbridge.runners.conditions import ConditionConfig, EvaluationConfig, asked_sets, check_questions, unseen
+from chatbridge.runners.evaluation_config import ConditionConfig, EvaluationConfig, asked_sets, check_questions, unseen
 
 logger = logging.getLogger("chatbridge")
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationQuestion:
     """One thing to ask: a record with its media as the condition leaves them.
 
     Attributes:
@@ -117,7 +117,7 @@ class EvaluationRunner:
                 bar.update(len(part))
 
     @staticmethod
-    def _read(dataset: TaskDataset, question: Question, blank: Sequence[str]) -> Example | ValueError:
+    def _read(dataset: TaskDataset, question: EvaluationQuestion, blank: Sequence[str]) -> Example | ValueError:
         if question.problem is not None:
             return question.problem
         try:
@@ -152,7 +152,7 @@ class EvaluationRunner:
         return text.strip()
 
     def _row(
-        self, dataset: TaskDataset, condition: str, question: Question, answer: str | ValueError
+        self, dataset: TaskDataset, condition: str, question: EvaluationQuestion, answer: str | ValueError
     ) -> dict[str, Any]:
         record, kind = question.record, question.kind
         row: dict[str, Any] = {
@@ -167,20 +167,20 @@ class EvaluationRunner:
             logger.warning("%s: no answer to %s: %s", dataset.name, row["id"], answer)
             return {**row, "error": str(answer)}
         row["prediction"] = answer
-        compared = Answer.of(row, dataset.config.verdict_after)
+        compared = Prediction.of(row, dataset.config.verdict_after)
         return {**row, "correct": exact_match(compared.prediction, compared.references)}
 
-    def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[Question]:
+    def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[EvaluationQuestion]:
         """Every question of a dataset, its media exchanged or left out as the condition says."""
         kinds = [kind if not condition.blind else unseen(kind) for kind in dataset.kinds]
         records: list[Record] = []
-        lost: list[Question] = []
+        lost: list[EvaluationQuestion] = []
         for index in range(len(dataset)):
             try:
                 with one_sample:
                     records.append(dataset.record(index))
             except ValueError as error:
-                lost.append(Question(Record(f"#{index}"), kinds[0], problem=error))
+                lost.append(EvaluationQuestion(Record(f"#{index}"), kinds[0], problem=error))
         for modality in condition.shuffle:
             order = _no_fixed_points(len(records), random.Random(f"{self.assembly.config.run.seed}/{modality}"))
             files = [record.files_of(modality) for record in records]
@@ -189,7 +189,7 @@ class EvaluationRunner:
                 for record, other in zip(records, order, strict=True)
             ]
         asked = [
-            Question(record, kind, item)
+            EvaluationQuestion(record, kind, item)
             for record in records
             for kind in kinds
             for item in self.assembly.task.items(record, kind)

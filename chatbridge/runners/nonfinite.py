@@ -19,14 +19,14 @@ class NonFiniteGuard:
 
     Args:
         folder: the run folder; the batches of such steps go to ``nonfinite/`` in it, every rank its own.
-        rank: of this process. most: steps in a row after which the run stops.
+        rank: of this process. max_in_a_row: steps in a row after which the run stops.
 
     Attributes:
         skipped: steps without an update, those included in which the fp16 scaler looked for its scale.
     """
 
-    def __init__(self, folder: Path, rank: int, most: int):
-        self.folder, self.rank, self.most = folder / "nonfinite", rank, most
+    def __init__(self, folder: Path, rank: int, max_in_a_row: int):
+        self.folder, self.rank, self.max_in_a_row = folder / "nonfinite", rank, max_in_a_row
         self.skipped = self._in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -54,7 +54,7 @@ class NonFiniteGuard:
         text = f"step {step} is skipped: {result.problem}; its samples and their losses are in {file}"
         logger.warning("%s", text)
         events.write(step, "skipped", text)
-        if self._in_a_row >= self.most:
+        if self._in_a_row >= self.max_in_a_row:
             raise ValueError(
                 f"{self._in_a_row} steps in a row had no finite loss and gradient (run.max_skipped), the last one was "
                 f"step {step}: {result.problem}; look at {self.folder}, lower run.init_lr or take run.amp: bf16"

@@ -1,11 +1,12 @@
-"""Finding the checkpoint that a run goes on from, and whether it may."""
+"""Finding the checkpoint that a run goes on from, whether its configuration allows that, and taking it over."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,15 @@ from chatbridge.common.checkpoint import (
     find_latest,
     load_trainer,
     load_weights,
-    older_checkpoints,
+    newest_first,
     resolve_checkpoint,
 )
 from chatbridge.common.config import Config
 from chatbridge.common.documents import DocumentError, read_yaml
 from chatbridge.common.ledger import join_counts
 from chatbridge.common.optim import build_optimizers
-from chatbridge.common.schema import bind
+from chatbridge.common.schema import bind, to_plain
 from chatbridge.runners.config import TrainingConfig
-from chatbridge.runners.record import changes, refuse
 
 logger = logging.getLogger("chatbridge")
 
@@ -78,7 +78,7 @@ class Resumed:
         """
         states, before, now = self.trainer["optimizers"], [], []
         if self.accepted:
-            known = {field.name for field in fields(run)}
+            known = {field.name for field in dataclasses.fields(run)}
             then = {name: value for name, value in self.config.get("run", {}).items() if name in known}
             before = build_optimizers(
                 model.named_parameters(), bind(type(run), then, str(self.folder / CONFIG), self.folder)
@@ -178,7 +178,7 @@ def _good_one(config: TrainingConfig, damage: CheckpointError) -> tuple[Path, St
     Raises:
         CheckpointError: with the damage, and what to do.
     """
-    for folder in older_checkpoints(config.output_dir):
+    for folder in newest_first(config.output_dir):
         try:
             stored = _read(folder)
         except CheckpointError:
@@ -215,3 +215,89 @@ STATE: dict[str, Callable[[Any], bool]] = {
     "drawn": _nothing_or(dict), "annotations": _nothing_or(dict),
 }  # fmt: skip
 """What a trainer's state holds; older versions wrote some of it not yet."""
+
+
+def changes(
+    before: Mapping[str, Any], now: Config, hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]
+) -> dict[str, str]:
+    """Keys of a configuration that must be the same (`schema.key`) and are not -> "old -> new".
+
+    Args:
+        before: as plain values.
+        hashes_before, hashes_now: what `file_hashes` gave then and now.
+    """
+    old, new = _flat(before), _flat(to_plain(now))
+    for one, other in ((old, new), (new, old)):  # a bare name stands for {name: it}
+        for key in [key for key in one if f"{key}.name" in other]:
+            one[f"{key}.name"] = one.pop(key)
+    for key in [key for key, value in old.items() if key.endswith(".finish") and value]:  # its earlier name
+        old[key.removesuffix("finish") + "preprocess_on"] = old.pop(key)
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not (_is_free(now, key) or _newer_default(key, old, new)):
+            found[key] = f"{_show(old, key)} -> {_show(new, key)}"
+    for name in hashes_before.keys() & hashes_now.keys():
+        if sorted(hashes_before[name].values()) != sorted(hashes_now[name].values()):
+            found[f"datasets.{name}.annotations"] = "the content of the files has changed"
+    return found
+
+
+def refuse(found: Mapping[str, str], accepted: Sequence[str], checkpoint: Path) -> list[str]:
+    """The changes that the user accepts, one line each.
+
+    Raises:
+        ValueError: a change that is not accepted, with all of them.
+    """
+    lines = {key: f"{key}: {change}" for key, change in found.items()}
+    refused = [line for key, line in lines.items() if not any(_under(key, name) for name in accepted)]
+    if refused:
+        raise ValueError(
+            "\n".join([
+                f"{checkpoint}: was made by another configuration; going on would be another run:",
+                *(f"  {line}" for line in refused),
+                "take the old values, another run.output_dir, or name the keys in run.accept_changes",
+            ])
+        )  # fmt: skip
+    return list(lines.values())
+
+
+def _flat(tree: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {at: tree}
+    return {
+        key: value
+        for name, inner in tree.items()
+        for key, value in _flat(inner, f"{at}.{name}" if at else name).items()
+    }
+
+
+def _under(key: str, name: str) -> bool:
+    return key == name or key.startswith(name + ".")
+
+
+def _is_free(config: Any, key: str) -> bool:
+    """Whether a key is declared as one that may differ when a run goes on."""
+    for name in key.split("."):
+        if isinstance(config, dict):
+            config = config.get(name)
+            continue
+        fields = {f.name: f for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+        if name not in fields or fields[name].metadata.get("resume") == "free":
+            return name in fields
+        config = getattr(config, name)
+    return False
+
+
+def _newer_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """A key that only one side knows, in a part that both have: a version of the package brought or removed it."""
+    if key in old and key in new:
+        return False
+    parent = key.rpartition(".")[0]
+    return all(any(_under(other, parent) for other in side) for side in (old, new)) and parent not in (
+        "datasets",
+        "model.bridges",
+    )
+
+
+def _show(tree: Mapping[str, Any], key: str) -> str:
+    return repr(tree[key]) if key in tree else "(absent)"

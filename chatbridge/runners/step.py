@@ -89,7 +89,7 @@ class OptimizerStep:
             rate: learning rate. stop: this process was asked to stop. detail: norms of the components, too.
         """
         set_learning_rate(self.optimizers, rate)
-        tokens, samples, checksum, stop, used = self._agree(micro, stop)
+        tokens, samples, checksum, stop, used = self._reduce_counts(micro, stop)
         outputs = []
         for number, batch in enumerate(micro):
             with no_reduction(self.wrapped, number < len(micro) - 1):
@@ -98,7 +98,7 @@ class OptimizerStep:
                 # DDP averages gradients over processes: multiply by their number to get the sum over all tokens.
                 self.accelerator.backward(output.loss_sum * (self.world / max(tokens, 1)))
             outputs.append((output.loss_sum.detach(), output.sample_losses_B, output.sample_tokens_B))
-        self._forget_unused(used)
+        self._drop_unused(used)
         if self.accelerator.scaler is not None:
             for optimizer in self.optimizers:
                 self.accelerator.scaler.unscale_(optimizer.optimizer)
@@ -121,8 +121,8 @@ class OptimizerStep:
         self._update(result, norm)
         return result
 
-    def rehearse(self, batch: MultimodalBatch) -> None:
-        """A forward and a backward pass that leave no trace."""
+    def dry_run(self, batch: MultimodalBatch) -> None:
+        """A forward and a backward pass that change nothing."""
         with no_reduction(self.wrapped, True):
             with self.accelerator.autocast():
                 output = self.wrapped(batch.to(self.device))
@@ -130,7 +130,7 @@ class OptimizerStep:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _agree(self, micro: list[MultimodalBatch], stop: bool) -> tuple[int, int, int, bool, set[str]]:
+    def _reduce_counts(self, micro: list[MultimodalBatch], stop: bool) -> tuple[int, int, int, bool, set[str]]:
         """Over all processes: supervised tokens, samples, their checksum, whether to stop, and the branches in use."""
         mine = set().union(*(self.model.branches_of(batch) for batch in micro))
         tokens, samples = sum(b.supervised_tokens for b in micro), sum(len(b.ids) for b in micro)
@@ -147,7 +147,7 @@ class OptimizerStep:
         torch.distributed.all_reduce(total)
         return total.tolist()
 
-    def _forget_unused(self, used: set[str]) -> None:
+    def _drop_unused(self, used: set[str]) -> None:
         """No gradient, rather than one of zeros, where no process used a branch: the optimizer leaves it alone, as it
         does on a single process."""
         kept = {id(p) for name in used for p in self.branches[name]}

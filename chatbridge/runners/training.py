@@ -30,16 +30,16 @@ from chatbridge.common.run_folder import RunLock
 from chatbridge.datasets.reading import workers_explained
 from chatbridge.report import RunReport
 from chatbridge.runners.assembly import Assembly
+from chatbridge.runners.checkpoint_writer import CheckpointWriter, Snapshot
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.interruption import StopSignal
-from chatbridge.runners.meter import Meter
 from chatbridge.runners.nonfinite import NonFiniteGuard
 from chatbridge.runners.randomness import make_deterministic, seed_step
-from chatbridge.runners.record import file_hashes, write_record
 from chatbridge.runners.resume import Resumed, find_resumable
-from chatbridge.runners.saving import CheckpointWriter, Snapshot
+from chatbridge.runners.run_metadata import file_hashes, write_run_json
 from chatbridge.runners.step import OptimizerStep, StepResult
 from chatbridge.runners.strategy import Strategy, join_restarted
+from chatbridge.runners.throughput import ThroughputMeter
 from chatbridge.runners.validation import Validator
 from chatbridge.runners.watchdog import COMPUTING, READING, SAVING, VALIDATING, Watchdog
 
@@ -85,7 +85,7 @@ class TrainingRunner:
         self.guard = NonFiniteGuard(self.output, self.rank, config.max_skipped)
 
     def run(self) -> None:
-        """Build, resume where asked, train to the last step or until told to stop, and leave a checkpoint."""
+        """Build, resume where asked, train to the last step or until asked to stop, and leave a checkpoint."""
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(RunLock(self.output, self.main, gather_object))
             self.signal = stack.enter_context(StopSignal(self.config.grace_seconds))
@@ -93,15 +93,15 @@ class TrainingRunner:
             # Not before: a configuration that cannot run leaves no folder.
             lock.acquire()
             self.watchdog = stack.enter_context(Watchdog(self.output, self.rank, self.world, self.config.hang_seconds))
-            self._open(stack, self._resume())
+            self._open_run_folder(stack, self._resume())
             try:
                 with workers_explained():
                     self._loop()
             except Exception as error:
                 if not self.main:  # train.py speaks for the first rank, and this may have happened here alone
                     logger.error("rank %d, step %d: %s: %s", self.rank, self.step, type(error).__name__, error)
-                behind = self.watchdog.behind() if isinstance(error, RuntimeError) else None
-                if behind:  # a broken collective tells of addresses, and a rank that hangs tells nothing
+                behind = self.watchdog.ranks_behind() if isinstance(error, RuntimeError) else None
+                if behind:  # a broken collective names addresses, and a rank that hangs logs nothing
                     logger.error("rank %d gave up at step %d; furthest behind: %s", self.rank, self.step + 1, behind)
                 self.events.write(self.step, "failed", f"{type(error).__name__}: {error}")
                 self._write_report()
@@ -131,7 +131,7 @@ class TrainingRunner:
         self.hashes = file_hashes(self.assembly.datasets)
         self.validator = Validator(self.assembly, self.model, self.accelerator, config.validate_batches)
         if config.validate_every:
-            _ = self.validator.sets  # what is wrong with them is told now, not hours later
+            _ = self.validator.sets  # what is wrong with them is an error now, not hours later
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         logger.info(
             "training %s parameters on %s (%d processes, %s)", f"{trainable:,}", self.accelerator.device, self.world,
@@ -164,21 +164,21 @@ class TrainingRunner:
         self.step = resumed.trainer["step"]
         return resumed
 
-    def _open(self, stack: contextlib.ExitStack, resumed: Resumed | None) -> None:
+    def _open_run_folder(self, stack: contextlib.ExitStack, resumed: Resumed | None) -> None:
         """The run folder's files."""
         config, text = self.config, self.assembly.loaded.to_yaml()
         if self.main:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(text, encoding="utf-8")
             device = str(self.accelerator.device)
-            write_record(
+            write_run_json(
                 self.output / "run.json", text, self.hashes, self.sizes, self.world, device, config.total_steps
             )
         metrics = MetricsLog(config.loggers if self.main else [], self.output, self.step, yaml.safe_load(text))
         self.log = stack.enter_context(contextlib.closing(metrics))
         self.events = stack.enter_context(contextlib.closing(EventLog(self.output if self.main else None)))
         self.report = RunReport(self.output) if self.main else None
-        self.meter = Meter(self.accelerator.device, config.precision() != "no", self.world)
+        self.meter = ThroughputMeter(self.accelerator.device, config.precision() != "no", self.world)
         retention = Retention(config.keep_checkpoints, config.keep_every)
         self.writer = CheckpointWriter(self.output, retention, config.async_checkpoints, self.events.write)
         stack.callback(self.writer.join)
@@ -212,8 +212,8 @@ class TrainingRunner:
                 if self._due(self.config.report_every):
                     self._write_report()
         if stopped:
-            # Any rank may have been told; all of them stop, at the same step.
-            text = f"{self.signal.asked or 'a signal to another rank'}: stopped at step {self.step}"
+            # Any rank may have got the signal; all of them stop, at the same step.
+            text = f"{self.signal.received or 'a signal to another rank'}: stopped at step {self.step}"
             logger.info("%s of %d, with a checkpoint; start again to go on", text, self.config.total_steps)
             self.events.write(self.step, "signal", text)
         self.writer.finish()
@@ -234,18 +234,18 @@ class TrainingRunner:
         config = self.config
         logged = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.last_step
         started = time.perf_counter()
-        self.watchdog.tell(self.step + 1, READING)
+        self.watchdog.report_progress(self.step + 1, READING)
         micro = [next(self.batches) for _ in range(config.accum_grad_iters)]
         waited = time.perf_counter() - started
-        self.watchdog.tell(self.step + 1, COMPUTING)
+        self.watchdog.report_progress(self.step + 1, COMPUTING)
         for batch in micro:
-            self.ledger.add_batch(batch.sources, batch.ledger)
+            self.ledger.add(batch.sources, batch.ledger)
         rate = self.schedule(self.step)
-        label = "+".join(dict.fromkeys(b.dataset for b in micro))  # equal on all ranks, as `_count_operations` needs
-        if self.meter.counts(label):
-            self._count_operations(label, micro[0])
+        label = "+".join(dict.fromkeys(b.dataset for b in micro))  # equal on all ranks, as `_count_flops` needs
+        if self.meter.needs_count(label):
+            self._count_flops(label, micro[0])
         seed_step(config.seed, self.step, self.rank)
-        result = self.optimizer_step(micro, rate, stop=bool(self.signal.asked), detail=logged)
+        result = self.optimizer_step(micro, rate, stop=bool(self.signal.received), detail=logged)
         self.step += 1
         self.drawn.update(result.drawn)
         self.meter.add(label, result.tokens, result.samples, waited)
@@ -259,14 +259,14 @@ class TrainingRunner:
             bar.set_postfix(loss=f"{result.loss:.3f}", dataset=label, refresh=False)
         return result
 
-    def _count_operations(self, label: str, batch: MultimodalBatch) -> None:
+    def _count_flops(self, label: str, batch: MultimodalBatch) -> None:
         """Learn what a batch of this dataset costs. (Under the counter dropout draws other numbers than without it,
         so that it may not watch a step that counts; compiled layers run as they were written, meanwhile.)"""
         compiled = self.config.compile is not None
         counter = FlopCounterMode(display=False)
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(), counter:
-            self.optimizer_step.rehearse(batch)
-        self.meter.counted(label, counter, len(batch.ids))
+            self.optimizer_step.dry_run(batch)
+        self.meter.set_count(label, counter, len(batch.ids))
 
     def _write_metrics(self, result: StepResult, rate: float, label: str) -> None:
         values: dict[str, Any] = {
@@ -290,7 +290,7 @@ class TrainingRunner:
 
     def _validate(self) -> bool:
         """Log the losses on held-out data; whether their mean is the lowest so far."""
-        losses = self.validator.losses(lambda: self.watchdog.tell(self.step, VALIDATING))
+        losses = self.validator.losses(lambda: self.watchdog.report_progress(self.step, VALIDATING))
         for name, values in losses.items():
             self.log.write(self.step, {**values, "dataset": name}, split="validation")
         self.wrapped.train()
@@ -304,7 +304,7 @@ class TrainingRunner:
         return True
 
     def _checkpoint(self, improved: bool) -> None:
-        self.watchdog.tell(self.step, SAVING)
+        self.watchdog.report_progress(self.step, SAVING)
         reading = gather_object([{"batches": self.batches.state_dict(), "ledger": self.ledger.state_dict()}])
 
         def snapshot(copy: Callable[[Any], Any]) -> Snapshot:

@@ -35,20 +35,20 @@ class Validator:
         return list(self.assembly.held_out(rank, world, self.batches))
 
     @torch.no_grad()
-    def losses(self, tell: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    def losses(self, on_batch: Callable[[], None]) -> dict[str, dict[str, Any]]:
         """Validation set -> "loss", the mean per supervised token, and, where there are any, how many samples were
         "unreadable": those are not in the loss. A set of nothing else is left out. Leaves the model in eval mode.
 
         Args:
-            tell: called before every batch: there is progress.
+            on_batch: called before every batch.
         """
         self.model.eval()
         found = {}
         for held_out in self.sets:
             sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-            tell()
+            on_batch()
             for batch, counts in held_out:
-                tell()
+                on_batch()
                 with self.accelerator.autocast():
                     output = self.model(batch.to(self.accelerator.device))
                 if counts:
@@ -61,6 +61,7 @@ class Validator:
             if unreadable:
                 logger.warning("validation.%s: %d samples could not be read and are not in its loss", name, unreadable)
             if not held_out.empty:
-                told = {"unreadable": int(unreadable)} if unreadable else {}
-                found[name] = {"loss": loss / max(tokens, 1.0), **told}
+                found[name] = {"loss": loss / max(tokens, 1.0)}
+                if unreadable:
+                    found[name]["unreadable"] = int(unreadable)
         return found

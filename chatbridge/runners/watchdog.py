@@ -1,4 +1,4 @@
-"""A rank that stands still is named, with its stack, and ends, so that torchrun can bring the group back."""
+"""A rank that hangs is named, with its stack, and ends, so that torchrun can restart the group."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EXIT_STATUS = 1
 
 
 class Watchdog:
-    """Watches how long ago the loop last told of its progress, here and on the other ranks.
+    """Watches how long ago the loop last reported progress, here and on the other ranks.
 
-    When this rank has stood still for `seconds`, the stacks of its threads are in ``hang_rank<r>.txt`` and the ranks
-    that are furthest behind are named (the others only wait for them); then the process ends. The stacks are written
-    by the interpreter's own timer, which works even where a library holds the interpreter's lock.
+    When this rank has made no progress for `seconds`, the stacks of its threads are in ``hang_rank<r>.txt`` and the
+    ranks that are furthest behind are named (the others only wait for them); then the process ends. The stacks are
+    written by the interpreter's own timer, which works even where a library holds the interpreter's lock.
 
     Args:
         folder: the run folder. rank, world: this process among all. seconds: 0 does nothing.
@@ -34,7 +34,7 @@ class Watchdog:
         self.file = folder / f"hang_rank{rank}.txt"
         self.rank, self.world, self.seconds = rank, world, seconds
         self._place = (0, "start")
-        self._beat = self._wind_up_again = time.monotonic()
+        self._last_progress = self._rearm_at = time.monotonic()
         self._closed = threading.Event()
         self._store = None
         self._known: dict[int, tuple[int, str]] = {}
@@ -47,7 +47,7 @@ class Watchdog:
         if self.world > 1:
             # The store through which the ranks found each other; it answers while a collective is stuck.
             self._store = dist.PrefixStore("chatbridge_watchdog", dist.distributed_c10d._get_default_store())
-        self.tell(0, "start")
+        self.report_progress(0, "start")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
@@ -62,21 +62,21 @@ class Watchdog:
         if self.file.stat().st_size == 0:
             self.file.unlink()
 
-    def tell(self, step: int, doing: str) -> None:
+    def report_progress(self, step: int, doing: str) -> None:
         """Called by the loop whenever it begins something."""
-        self._place, self._beat = (step, doing), time.monotonic()
-        if self.seconds and self._beat >= self._wind_up_again:
-            # Winding up the timer starts a thread: once in a while is enough, for as much longer.
+        self._place, self._last_progress = (step, doing), time.monotonic()
+        if self.seconds and self._last_progress >= self._rearm_at:
+            # Setting the timer starts a thread: once in a while is enough, for as much longer.
             spare = self.seconds / 8
-            self._wind_up_again = self._beat + spare
+            self._rearm_at = self._last_progress + spare
             faulthandler.dump_traceback_later(self.seconds + spare, file=self._out, exit=False)
 
     def _watch(self) -> None:
         while not self._closed.wait(pause := min(self.seconds / 8, 10.0)):
             self._publish()
-            still = time.monotonic() - self._beat
+            still = time.monotonic() - self._last_progress
             if still > self.seconds / 2:  # somebody may give up soon, and take the store along
-                self._listen()
+                self._read_places()
             if still > 9 / 8 * self.seconds + pause:  # the stacks are written by now
                 try:
                     self._report(still)
@@ -91,7 +91,7 @@ class Watchdog:
             except RuntimeError:  # the process that holds the store is gone
                 self._store = None
 
-    def behind(self) -> str | None:
+    def ranks_behind(self) -> str | None:
         """Which ranks are furthest behind, in words; None where none is behind the others.
 
         For whoever gives up first: a collective that fails names an address, not the rank that did not come.
@@ -111,7 +111,7 @@ class Watchdog:
     def _report(self, still: float) -> None:
         step, doing = self._place
         text = f"rank {self.rank} has stood still for {still:.0f} s ({doing}, step {step})"
-        behind = self.behind()
+        behind = self.ranks_behind()
         text += f"; furthest behind: {behind}" if behind else "; so have all ranks" if self.world > 1 else ""
         logger.error("%s; stacks in %s", text, self.file)
         if self.rank == 0:
@@ -119,17 +119,17 @@ class Watchdog:
 
     def _places(self) -> dict[int, tuple[int, str]]:
         """Where every rank was last heard to be; the store may be gone by now, and its process with it."""
-        self._listen()
+        self._read_places()
         silent = (0, "not heard from")
         return {rank: self._known.get(rank, silent) for rank in range(self.world)} | {self.rank: self._place}
 
-    def _listen(self) -> None:
+    def _read_places(self) -> None:
         store = self._store
         try:
             for rank in range(self.world) if store is not None else ():
                 if rank != self.rank and store.check([str(rank)]):
                     self._known[rank] = tuple(json.loads(store.get(str(rank))))
-        except RuntimeError:  # as in `_publish`: what is known is told
+        except RuntimeError:  # as in `_publish`; what was read before remains
             self._store = None
 
 

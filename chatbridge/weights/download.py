@@ -16,7 +16,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
-from chatbridge.common.digests import sha256 as digest_of
+from chatbridge.common.checksums import sha256 as digest_of
 from chatbridge.common.documents import DocumentError, read_json
 from chatbridge.weights.files import WeightsError
 from chatbridge.weights.manifest import Entry

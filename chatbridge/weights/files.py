@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from chatbridge.common.checkpoint import WEIGHTS, CheckpointError, resolve_checkpoint, sums_problem
-from chatbridge.common.containers import Damaged, check_header, check_zip, is_zip, load_pickled
 from chatbridge.common.documents import MISSING, DocumentError, check_file, read_json, repaired
+from chatbridge.common.safe_loading import DamagedFile, check_header, check_zip, is_zip, load_pickled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The precisions that a configuration can name."""
@@ -159,7 +159,7 @@ def _safetensors_shapes(path: Path, whole: bool) -> Iterator[tuple[str, Tensor]]
     check_header(path)
     problem = whole and path.name == WEIGHTS and sums_problem(path.parent, WEIGHTS)
     if problem:
-        raise Damaged(problem)
+        raise DamagedFile(problem)
     with safe_open(path, framework="pt") as handle:
         for name in handle.keys():  # noqa: SIM118
             part = handle.get_slice(name)
@@ -271,7 +271,7 @@ def guarded(path: Path, read: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         raise
     except PermissionError:
         raise WeightsError(_no_permission(path)) from None
-    except Damaged as error:
+    except DamagedFile as error:
         raise WeightsError(f"weights '{path}' are damaged: {error}") from None
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.common.documents import MISSING, DocumentError, read_json
-from chatbridge.common.token_files import declared_tokens, read_sentencepiece
+from chatbridge.common.tokenizer_files import declared_tokens, read_sentencepiece
 from chatbridge.weights.files import WeightsError
 
 PADDING_MULTIPLE = 8

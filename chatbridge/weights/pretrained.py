@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from chatbridge.common.digests import sha256
+from chatbridge.common.checksums import sha256
 from chatbridge.common.documents import DocumentError, open_regular
 from chatbridge.common.registry import MODELS, PROCESSORS
 from chatbridge.common.schema import Binder, ConfigError, key, to_plain

@@ -18,13 +18,13 @@ from typing import Any, BinaryIO, TypeVar
 from chatbridge.common.documents import (
     LFS_REASON,
     LFS_START,
-    MOST_BYTES,
+    MAX_BYTES,
     DocumentError,
     open_regular,
     parse_json,
     repaired,
 )
-from chatbridge.common.json_lists import json_entries
+from chatbridge.common.json_stream import json_entries
 from chatbridge.datasets.records import is_blank
 
 logger = logging.getLogger("chatbridge")
@@ -140,9 +140,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole(path: Path, file: BinaryIO) -> Any:
-    data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise DocumentError(path, f"has more than the {MOST_BYTES:,} bytes that are read whole")
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise DocumentError(path, f"has more than the {MAX_BYTES:,} bytes that are read whole")
     if data.startswith(LFS_START):
         raise DocumentError(path, LFS_REASON)
     return parse_json(data.decode("utf-8-sig", "surrogateescape"), path)

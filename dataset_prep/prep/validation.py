@@ -22,7 +22,7 @@ from chatbridge.processors import MediaError
 from chatbridge.processors.base import MissingMedia
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.runners.assembly import Assembly
-from chatbridge.runners.conditions import EvaluationConfig
+from chatbridge.runners.evaluation_config import EvaluationConfig
 from chatbridge.tasks import InstructionConfig, InstructionTask
 from dataset_prep.prep.entries import empty_texts, fault_reason
 from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, Drop, Item, Part

@@ -85,10 +85,10 @@ def entry(i: int) -> LedgerEntry:
 
 def test_ledger_counts_writes_and_stops(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", max_share=0.1, grace=20)
-    ledger.add("coco", 10, [entry(1), entry(2)])  # a share of 20 %, but too few samples to judge
-    ledger.add("coco", 20, [])
+    ledger.add(["coco"] * 10, [entry(1), entry(2)])  # a share of 20 %, but too few samples to judge
+    ledger.add(["coco"] * 20, [])
     with pytest.raises(TooManyBadSamples, match=r"'coco': 4 of 32 .*max_bad_share allows 10\.0%.*2\.jpg: truncated"):
-        ledger.add("coco", 2, [entry(1), entry(2)])
+        ledger.add(["coco"] * 2, [entry(1), entry(2)])
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == ["1.jpg", "2.jpg", "1.jpg", "2.jpg"]
     again = Ledger(None, 0.1)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import train
 from chatbridge.common.checkpoint import CheckpointError, find_latest, load_trainer
-from chatbridge.common.digests import SUMS, write_sums
+from chatbridge.common.checksums import SUMS, write_sums
 from chatbridge.common.logging import EventLog
-from chatbridge.runners import saving
+from chatbridge.runners import checkpoint_writer
 from chatbridge.weights import WeightsError, open_weights
 from chatbridge.weights.__main__ import main as weights_main
 from tests import tiny
@@ -237,7 +237,7 @@ def test_whatever_ends_the_writer_ends_the_run(run, monkeypatch, background):
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(saving, "save_checkpoint", broken)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run[1](f"run.async_checkpoints={background}")
 

@@ -8,8 +8,8 @@ import yaml
 import train
 from chatbridge import register_all
 from chatbridge.common.config import load_config
+from chatbridge.common.config_files import read_tree
 from chatbridge.common.schema import ConfigError
-from chatbridge.common.trees import read_tree
 from tests import tiny
 
 BASE = """

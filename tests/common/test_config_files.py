@@ -9,8 +9,8 @@ import socket
 import pytest
 
 from chatbridge.common.config import load_config
+from chatbridge.common.config_files import read_tree
 from chatbridge.common.schema import ConfigError, bind, key
-from chatbridge.common.trees import read_tree
 from tests.common.test_schema import Outer
 
 

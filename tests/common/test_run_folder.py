@@ -149,7 +149,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
     living = FORK.Process(target=time.sleep, args=(PATIENCE,), daemon=True)
     living.start()
-    holder = {"host": socket.gethostname(), "pid": living.pid, "since": "2026", "began": run_folder._began(living.pid)}
+    began = run_folder._start_time(living.pid)
+    holder = {"host": socket.gethostname(), "pid": living.pid, "since": "2026", "began": began}
 
     def taken(**changed) -> bool:
         (tmp_path / NAME).write_text(json.dumps(holder | changed))

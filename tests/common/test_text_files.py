@@ -11,9 +11,9 @@ import os
 import pytest
 
 import train
-from chatbridge.common import json_lists
+from chatbridge.common import json_stream
 from chatbridge.common.documents import DocumentError
-from chatbridge.common.json_lists import json_entries
+from chatbridge.common.json_stream import json_entries
 from chatbridge.common.ledger import Ledger, LedgerEntry
 from chatbridge.common.logging import EventLog
 from chatbridge.conversation import Text, tokenize
@@ -37,7 +37,7 @@ def entries_of(text: str | bytes, lines: bool = False) -> list:
 
 @pytest.mark.parametrize("piece", [1, 3, 64, 1 << 20])
 def test_lists_are_read_in_pieces_of_any_size(monkeypatch, piece):
-    monkeypatch.setattr(json_lists, "PIECE", piece)
+    monkeypatch.setattr(json_stream, "CHUNK", piece)
     values = [{"a": "naïve 😀 \\ud83d"}, [], {}, "x" * 200, 12345, -1.5e-3, None, True, {"b": [{"c": "]}"}]}]
     for indent, ascii_only in ((None, True), (1, False)):
         text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
@@ -89,8 +89,8 @@ def test_files_that_are_no_json_lines(text, said):
 
 
 def test_an_entry_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(json_lists, "PIECE", 100)
-    monkeypatch.setattr(json_lists, "LONGEST", 1000)
+    monkeypatch.setattr(json_stream, "CHUNK", 100)
+    monkeypatch.setattr(json_stream, "MAX_ENTRY", 1000)
     endless = gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(b'["' + b"a" * 10_000_000)))
     with pytest.raises(DocumentError, match="more than 1,000 characters"):
         list(json_entries(endless, "a.json"))
@@ -223,14 +223,14 @@ def test_reading_goes_on_past_odd_text(tmp_path, access, workers):
     ledger = Ledger(tmp_path / "ledger.jsonl", 1.0)
     for batch in batches:
         "".join(batch.ids).encode()
-        ledger.add_batch(batch.sources, batch.ledger)
+        ledger.add(batch.sources, batch.ledger)
     assert any(MARK in name for batch in batches for name in batch.ids)
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows and all(row["reason"] for row in rows)
 
 
 def test_the_ledger_writes_any_name(tmp_path):
-    Ledger(tmp_path / "l.jsonl", 1.0).add("a", 4, [LedgerEntry("a", HALF, "caf\udce9.jpg", f"no {HALF}", "é")])
+    Ledger(tmp_path / "l.jsonl", 1.0).add(["a"] * 4, [LedgerEntry("a", HALF, "caf\udce9.jpg", f"no {HALF}", "é")])
     (row,) = map(json.loads, (tmp_path / "l.jsonl").read_text(encoding="utf-8").splitlines())
     assert (row["sample_id"], row["file"], row["replaced_by"]) == (HALF, "caf\udce9.jpg", "é")
 

@@ -15,7 +15,7 @@ import pytest
 import train
 from chatbridge.datasets import Collator
 from chatbridge.datasets.held_out import HeldOut
-from chatbridge.evaluation.metrics import Answer, ExactMatch, Score, exact_match, normalise
+from chatbridge.evaluation.metrics import ExactMatch, Prediction, Score, exact_match, normalise
 from chatbridge.evaluation.rows import RowFile, read_rows
 from chatbridge.evaluation.scores import Scores, score
 from chatbridge.runners.evaluation import EvaluationRunner
@@ -254,5 +254,5 @@ def test_articles_are_articles_only_in_front_of_a_word(said, answer, right):
 
 def test_a_verdict_that_is_missing_is_wrong():
     for said, right in (("red vs blue differ, so", False), ("red vs blue differ, so no", True)):
-        answer = Answer.of({"prediction": said, "references": ["so no"], "question": "", "group": ""}, "so")
+        answer = Prediction.of({"prediction": said, "references": ["so no"], "question": "", "group": ""}, "so")
         assert exact_match(answer.prediction, answer.references) is right

@@ -161,12 +161,12 @@ def test_sources_of_packed_rows(tmp_path):
 def test_the_ledger_counts_every_dataset_of_a_batch(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", 0.4, grace=4)
     bad = LedgerEntry("b", "1", "1.jpg", "bad", "2")
-    ledger.add_batch(["a", "b", "a", "b"], [bad, LedgerEntry("a", "x", "x.tar", "opened again", count=0)])
+    ledger.add(["a", "b", "a", "b"], [bad, LedgerEntry("a", "x", "x.tar", "opened again", count=0)])
     assert ledger.seen == {"a": 2, "b": 2} and ledger.replaced == {"b": 1} and ledger.retried == {"a": 1}
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
     ledger.sizes = {"a": 1000}
     with pytest.raises(TooManyBadSamples, match="dataset 'b': 2 of 4 samples"):
-        ledger.add_batch(["a", "b", "b", "a"], [LedgerEntry("a", "t", "t.tar", "cut", count=7), bad])
+        ledger.add(["a", "b", "b", "a"], [LedgerEntry("a", "t", "t.tar", "cut", count=7), bad])
     assert ledger.lost == {"a": 7} and len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 4
 
 

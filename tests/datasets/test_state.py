@@ -151,9 +151,9 @@ def test_the_ledger_goes_back_to_the_checkpoint_too(tmp_path):
     """Entries of steps that are read again after a restart are not in the file twice."""
     file = tmp_path / "ledger.jsonl"
     ledger = Ledger(file, 1.0)
-    ledger.add("a", 4, [LedgerEntry("a", "1", "1.jpg", "bad", "2")])
+    ledger.add(["a"] * 4, [LedgerEntry("a", "1", "1.jpg", "bad", "2")])
     state = through_disk(ledger.state_dict())
-    ledger.add("a", 4, [LedgerEntry("a", "3", "3.jpg", "bad", "4"), LedgerEntry("a", "x", "x.tar", "cut", "5", 9)])
+    ledger.add(["a"] * 4, [LedgerEntry("a", "3", "3.jpg", "bad", "4"), LedgerEntry("a", "x", "x.tar", "cut", "5", 9)])
     again = Ledger(file, 1.0)
     again.load_state_dict(state)
     assert len(file.read_text().splitlines()) == 1

@@ -245,7 +245,7 @@ def test_a_url_that_fails_twice_and_then_works(tmp_path):
     assert [entry.count for entry in batch.ledger] == [0, 0]
     assert all("opened again after" in entry.reason for entry in batch.ledger)
     ledger = Ledger(tmp_path / "ledger.jsonl", 0.0, grace=0, strict=True)
-    ledger.add("shards", 6, batch.ledger)  # what worked in the end is told, and stops nothing
+    ledger.add(["shards"] * 6, batch.ledger)  # what worked in the end is told, and stops nothing
     assert ledger.retried["shards"] == 2 and ledger.replaced.total() + ledger.lost.total() == 0
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
 
@@ -348,10 +348,10 @@ def test_strict_and_too_many(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_bytes([*good, {**sample("bad", 1), "bad.jpg": b"no"}]))
     (batch,) = [b for b in take(stream([shards(tmp_path, batch_size=5)], 2), 2) if b.ledger]
     with pytest.raises(TooManyBadSamples, match="'shards': strict reading stops at the first.*bad.jpg"):
-        Ledger(None, 1.0, strict=True).add("shards", 5, batch.ledger)
+        Ledger(None, 1.0, strict=True).add(["shards"] * 5, batch.ledger)
     loose = Ledger(None, 0.1, grace=5)
     with pytest.raises(TooManyBadSamples, match="max_bad_share allows 10.0%"):
-        loose.add("shards", 5, batch.ledger)
+        loose.add(["shards"] * 5, batch.ledger)
 
 
 def test_a_lost_shard_is_judged_against_the_whole_dataset():
@@ -361,9 +361,9 @@ def test_a_lost_shard_is_judged_against_the_whole_dataset():
     ledger = Ledger(None, 0.05, grace=10)
     ledger.sizes = {"big": 100_000}
     for _ in range(5):
-        ledger.add("big", 10, [lost])
+        ledger.add(["big"] * 10, [lost])
     with pytest.raises(TooManyBadSamples, match="6.0%"):
-        ledger.add("big", 10, [lost])
+        ledger.add(["big"] * 10, [lost])
 
 
 def test_strict_training_names_the_first_and_stops(tmp_path, capsys):

@@ -20,7 +20,7 @@ class CsvLogger:
     def __init__(self, config):
         self.columns = ["step", "split", *config.columns]
 
-    def open(self, folder, resumed_at, config):
+    def start(self, folder, resumed_at, config):
         file, kept = folder / "metrics.csv", []
         if resumed_at and file.exists():
             kept = [row for row in csv.DictReader(file.read_text().splitlines()) if int(row["step"]) <= resumed_at]

@@ -9,8 +9,8 @@ import pytest
 
 import train
 from chatbridge.common.checkpoint import find_latest, load_trainer
-from chatbridge.runners.record import changes
-from chatbridge.runners.verify import compare
+from chatbridge.runners.resume import changes
+from chatbridge.runners.verify_resume import compare
 from tests import tiny
 from tests.processes import metrics
 

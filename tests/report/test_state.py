@@ -15,9 +15,9 @@ import yaml
 from chatbridge.report import Run, RunReport
 from chatbridge.report.__main__ import main
 from chatbridge.report.axis import linear_axis, log_axis, step_axis
+from chatbridge.report.formatting import duration, rounded, short
 from chatbridge.report.page import REFRESH
 from chatbridge.report.series import Series, smooth, thin
-from chatbridge.report.values import duration, figure, short
 from tests.report.runs import DATASETS, event, read_page, record, report_of, train_row, write_lines, write_run
 
 ROWS = [train_row(step) for step in range(1, 101)]
@@ -238,7 +238,7 @@ def test_axes_hold_their_values_and_have_few_round_ticks(low, high):
 def test_numbers_for_people():
     told = {0.0: "0", 1234567.0: "1,234,567", 0.5: "0.5000", 1.49: "1.490", 3e-7: "3.000e-7", math.nan: "NaN"}
     told |= {None: "–", -math.inf: "−∞", 1234.56: "1,234.6", 1e20: "1.000e+20"}
-    assert {value: figure(value) for value in told} == told
+    assert {value: rounded(value) for value in told} == told
     assert [duration(s) for s in (5, 90, 3700, 200_000)] == ["5 s", "2 min", "1 h 1 min", "2 d 7 h"]
     assert [short(v) for v in (0, 1500, 2e6, 0.02, 1e-5, 2.5e-4)] == ["0", "1.5k", "2M", "0.02", "1e-5", "2.5e-4"]
 

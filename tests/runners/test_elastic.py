@@ -200,11 +200,11 @@ def test_an_error_of_another_rank_than_the_first_is_told(whole, tmp_path):
     def spoil(rank: int) -> None:
         from chatbridge.common.ledger import Ledger, TooManyBadSamples
 
-        def add_batch(*_: Any) -> None:
+        def add(*_: Any) -> None:
             raise TooManyBadSamples("dataset 'images': too many of them")
 
         if rank == 1:
-            Ledger.add_batch = add_batch
+            Ledger.add = add
 
     run = Run(out, arguments(yaml, out), 2, before=spoil)
     assert set(run.wait()) == {1}

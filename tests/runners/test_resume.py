@@ -14,7 +14,7 @@ import torch
 import train
 from chatbridge.common import checkpoint
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
-from chatbridge.runners.verify import compare
+from chatbridge.runners.verify_resume import compare
 from tests import tiny
 from tests.datasets.tools import tar_bytes
 from tests.patience import PATIENCE

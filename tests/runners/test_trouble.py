@@ -123,9 +123,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     yaml, out = prepare(tmp_path, max_steps=6, checkpoint_every=2), tmp_path / "out"
 
     def fill(_: int) -> None:
-        from chatbridge.runners import saving
+        from chatbridge.runners import checkpoint_writer
 
-        save = saving.save_checkpoint
+        save = checkpoint_writer.save_checkpoint
 
         def limited(folder, step, *rest):
             if step > 2:
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-        saving.save_checkpoint = limited
+        checkpoint_writer.save_checkpoint = limited
 
     run = Run(out, arguments(yaml, out, "run.async_checkpoints=false"), before=fill)
     assert run.wait() == [1]
@@ -153,19 +153,19 @@ def hang_at_step_5(rank: int) -> None:
         from chatbridge.datasets.reading import BatchStream
         from chatbridge.runners.watchdog import READING, Watchdog
 
-        read, tell = BatchStream.__next__, Watchdog.tell
+        read, report = BatchStream.__next__, Watchdog.report_progress
 
         def impatient(self, step, doing):
             if (step, doing) == (5, READING):
-                self.seconds, self._wind_up_again = 1.0, 0.0
-            tell(self, step, doing)
+                self.seconds, self._rearm_at = 1.0, 0.0
+            report(self, step, doing)
 
         def reads_forever(self):
             if self.step == 4:
                 time.sleep(3600)
             return read(self)
 
-        Watchdog.tell, BatchStream.__next__ = impatient, reads_forever
+        Watchdog.report_progress, BatchStream.__next__ = impatient, reads_forever
 
 
 def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):
@@ -200,7 +200,7 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
             return one_step(self, bar)
 
         def gives_up(runner):
-            while "reading, step 5" not in (runner.watchdog.behind() or ""):
+            while "reading, step 5" not in (runner.watchdog.ranks_behind() or ""):
                 time.sleep(0.01)
             runner.watchdog._store = None  # gone with its process
             raise RuntimeError("Connection closed by peer")
@@ -216,9 +216,9 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
 def test_a_rank_never_heard_from_is_the_one_furthest_behind(tmp_path):
     watchdog = Watchdog(tmp_path, 0, 3, 60.0)
     watchdog._place, watchdog._known = (7, "computing"), {1: (7, "computing")}
-    assert watchdog.behind() == "rank 2 (not heard from, step 0)"
+    assert watchdog.ranks_behind() == "rank 2 (not heard from, step 0)"
     watchdog._known[2] = (7, "computing")
-    assert watchdog.behind() is None
+    assert watchdog.ranks_behind() is None
 
 
 def test_a_quiet_run_leaves_no_stacks(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chatbridge.common import containers
+from chatbridge.common import safe_loading
 from chatbridge.common.checkpoint import CheckpointError, load_trainer
 from chatbridge.weights import WeightsError, open_weights
 from chatbridge.weights.__main__ import main
@@ -111,7 +111,7 @@ FILES = {
 @pytest.fixture
 def small(monkeypatch):
     """Limits that tests reach without large files; and no more memory than a gigabyte beyond what there is."""
-    monkeypatch.setattr(containers, "MOST_PICKLE", 100_000)
+    monkeypatch.setattr(safe_loading, "MAX_PICKLE", 100_000)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**30, before[1]))
@@ -204,8 +204,8 @@ def test_an_index_names_files_beside_it(tmp_path, index, said):
 
 
 def test_a_reader_that_is_asked_for_everything(monkeypatch):
-    monkeypatch.setattr(containers, "MOST_PICKLE", 100)
-    stream = containers._Stream(io.BytesIO(bytes(99)))
+    monkeypatch.setattr(safe_loading, "MAX_PICKLE", 100)
+    stream = safe_loading._LegacyFile(io.BytesIO(bytes(99)))
     assert len(stream.read(2**60)) == 99 and stream.read() == b""
     with pytest.raises(ValueError, match="more than 100 bytes"):
-        containers._Stream(io.BytesIO(bytes(999))).read()
+        safe_loading._LegacyFile(io.BytesIO(bytes(999))).read()

@@ -31,22 +31,22 @@ class Snapshot:
 
 
 class CheckpointWriter:
-    """Writes checkpoints, one at a time, in the background unless told otherwise.
+    """Writes checkpoints, one at a time, in the background unless asked not to.
 
     A checkpoint that cannot be written (a full disk) does not end a run of days: it is reported, the one before
     stays the latest, and the next is tried. The last one of a run must succeed.
 
     Args:
         folder: the run folder. retention: which checkpoints stay. background: write in a thread.
-        told: called with (step, event, text) for every checkpoint written or failed, from the writing thread.
+        on_event: called with (step, event, text) for every checkpoint written or failed, from the writing thread.
 
     Attributes:
-        stood_still: seconds for which the last `save` kept its caller. written_in: seconds of the last write.
+        blocked_seconds: seconds for which the last `save` kept its caller. write_seconds: seconds of the last write.
     """
 
-    def __init__(self, folder: Path, retention: Retention, background: bool, told: Callable[[int, str, str], None]):
-        self.folder, self.retention, self.background, self.told = folder, retention, background, told
-        self.stood_still = self.written_in = 0.0
+    def __init__(self, folder: Path, retention: Retention, background: bool, on_event: Callable[[int, str, str], None]):
+        self.folder, self.retention, self.background, self.on_event = folder, retention, background, on_event
+        self.blocked_seconds = self.write_seconds = 0.0
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
@@ -65,7 +65,7 @@ class CheckpointWriter:
             self._thread.start()
         else:
             self._write(taken)
-        self.stood_still = time.perf_counter() - started
+        self.blocked_seconds = time.perf_counter() - started
 
     def join(self) -> None:
         """Wait until nothing is being written."""
@@ -86,14 +86,14 @@ class CheckpointWriter:
                 self.folder, snapshot.step, snapshot.weights, snapshot.trainer, snapshot.config, self.retention,
                 snapshot.best,
             )  # fmt: skip
-            self.written_in = time.perf_counter() - started
-            self.told(snapshot.step, "checkpoint", f"{folder.name}, written in {self.written_in:.1f} s")
+            self.write_seconds = time.perf_counter() - started
+            self.on_event(snapshot.step, "checkpoint", f"{folder.name}, written in {self.write_seconds:.1f} s")
             self._error = None
         except Exception as error:  # whatever it is: nobody else would hear of it from a thread
             self._error = error
             logger.error("checkpoint of step %d: %s", snapshot.step, error, exc_info=not isinstance(error, ValueError))
             with contextlib.suppress(OSError):  # a full disk takes no event either
-                self.told(snapshot.step, "checkpoint_failed", str(error))
+                self.on_event(snapshot.step, "checkpoint_failed", str(error))
 
     def _copy(self, value: Any, at: tuple[Any, ...] = ()) -> Any:
         """The same nest of values with every tensor copied into host memory that is kept for the next time."""

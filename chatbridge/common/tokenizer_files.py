@@ -25,7 +25,7 @@ class DeclaredTokens:
 
     Attributes:
         added: text -> id. named: role ("bos_token", "pad_token", ...) -> text.
-        rows: of the model's table, by the folder's ``config.json``; None where that does not tell.
+        rows: of the model's table, by the folder's ``config.json``; None where that does not say.
     """
 
     added: dict[str, int]

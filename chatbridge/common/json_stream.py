@@ -12,10 +12,10 @@ from chatbridge.common.documents import LFS_REASON, LFS_START, DocumentError
 
 logger = logging.getLogger("chatbridge")
 
-PIECE = 1 << 20
+CHUNK = 1 << 20
 """Bytes that are read at once."""
 
-LONGEST = 1 << 26
+MAX_ENTRY = 1 << 26
 """Characters of one entry."""
 
 _SPACE = " \t\r\n\ufeff"
@@ -70,10 +70,10 @@ class _Window:
     def more(self) -> bool:
         """Read on; False at the end of the file. Pieces grow with what is waiting, so that nothing is quadratic."""
         waiting, added = len(self.text) - self.place, ""
-        if waiting > LONGEST:
-            raise self.error(f"an entry of more than {LONGEST:,} characters, or one that does not end")
+        if waiting > MAX_ENTRY:
+            raise self.error(f"an entry of more than {MAX_ENTRY:,} characters, or one that does not end")
         while not added and not self._at_end:
-            piece = self.file.read(max(PIECE, waiting))
+            piece = self.file.read(max(CHUNK, waiting))
             self._at_end = not piece
             try:
                 added = self._characters.decode(piece, self._at_end)

@@ -18,7 +18,7 @@ def duration(seconds: float) -> str:
     return f"{int(hours) // 24} d {int(hours) % 24} h"
 
 
-def figure(value: float | None) -> str:
+def rounded(value: float | None) -> str:
     """Four significant digits or so; whole numbers in full."""
     if value is None:
         return "–"
@@ -40,7 +40,7 @@ def figure(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     if value is None or not math.isfinite(value):
-        return figure(value)
+        return rounded(value)
     return f"{value:.1%}"
 
 
@@ -62,8 +62,8 @@ def count(number: int, one: str) -> str:
 
 def steps(numbers: list[int], most: int = 12) -> str:
     """Step numbers as a list that ends in time."""
-    told = ", ".join(f"{n:,}" for n in numbers[:most])
-    return told + (f" and {len(numbers) - most:,} more" if len(numbers) > most else "")
+    text = ", ".join(f"{n:,}" for n in numbers[:most])
+    return text + (f" and {len(numbers) - most:,} more" if len(numbers) > most else "")
 
 
 def clock(time: datetime | None) -> str:

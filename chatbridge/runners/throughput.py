@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chatbridge.common.devices import device_of
 
 
-class Meter:
+class ThroughputMeter:
     """Sums up steps between two lines of the log.
 
     Floating-point operations are those that PyTorch's own counter sees in one batch of each dataset; its other batches
@@ -39,7 +39,7 @@ class Meter:
         self.tokens = self.samples = self.steps = 0
         self.waited = self.flops = 0.0
 
-    def counts(self, dataset: str) -> bool:
+    def needs_count(self, dataset: str) -> bool:
         """Whether this dataset's operations are still to be counted."""
         return dataset not in self.flops_per_sample
 
@@ -51,7 +51,7 @@ class Meter:
         self.waited += waited
         self.flops += self.flops_per_sample.get(dataset, 0.0) * samples / self.world
 
-    def counted(self, dataset: str, counter: FlopCounterMode, samples: int) -> None:
+    def set_count(self, dataset: str, counter: FlopCounterMode, samples: int) -> None:
         """Take over what a counter saw in a batch of `samples` samples."""
         self.flops_per_sample[dataset] = counter.get_total_flops() / max(samples, 1)
 

@@ -17,10 +17,10 @@ from chatbridge.common.documents import DocumentError, check_yaml, read_bytes
 from chatbridge.common.registry import registries
 from chatbridge.common.schema import ConfigError, Origin, join
 
-MOST_BYTES, MOST_NODES = 1 << 20, 100_000
+MAX_BYTES, MAX_NODES = 1 << 20, 100_000
 """Of a configuration's file, and values in it; the published ones have 12 KB and 600."""
 
-MOST_WRITTEN_OUT = 1 << 22
+MAX_WRITTEN_OUT = 1 << 22
 """Characters of all values once ``${...}`` stands for what it refers to: twenty keys, each of which is the one before
 twice, double a word to a million."""
 
@@ -62,7 +62,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
         tree = _override(tree, override)
     raw = _attempt(cause, lambda: OmegaConf.to_container(tree, resolve=False))
     growth = _attempt(cause, lambda: _written_out(raw))
-    if growth > MOST_WRITTEN_OUT:
+    if growth > MAX_WRITTEN_OUT:
         raise ConfigError([f"{path}: has {growth:,} characters once its ${{...}} are written out; refer to less"])
     plain = _attempt(cause, lambda: OmegaConf.to_container(tree, resolve=True))
     if len(files) == 1:
@@ -98,7 +98,7 @@ def _load(path: Path) -> dict[Any, Any]:
     """What one file says, ``${...}`` as they are."""
     cause = _unreadable(path)
     try:
-        text = check_yaml(read_bytes(path, MOST_BYTES), path, MOST_NODES)
+        text = check_yaml(read_bytes(path, MAX_BYTES), path, MAX_NODES)
     except DocumentError as error:
         raise ConfigError([f"{cause}: it {error.reason}"]) from None
     tree = _attempt(cause, lambda: OmegaConf.create(OmegaConf.load(io.StringIO(text))))
@@ -191,7 +191,7 @@ def _override(tree: Any, override: str) -> Any:
     if name == "base":
         raise ConfigError([f"{what}: a base is named in a file, which --cfg-path then names"])
     try:
-        check_yaml(value, what, MOST_NODES)
+        check_yaml(value, what, MAX_NODES)
     except DocumentError as error:
         raise ConfigError([str(error)]) from None
     return _attempt(what, lambda: OmegaConf.merge(tree, OmegaConf.from_dotlist([override])))

@@ -7,28 +7,28 @@ from typing import Any
 
 import yaml
 
+from chatbridge.report.formatting import clock
 from chatbridge.report.markup import Html, details, join, table, tag
-from chatbridge.report.records import Record
-from chatbridge.report.values import clock
+from chatbridge.report.run_files import RunInfo
 
 
-def recorded_section(record: Record) -> Html | None:
-    """A run's record for reading; None where there is none."""
+def run_info_section(info: RunInfo) -> Html | None:
+    """What run.json says, for reading; None where there is none."""
     facts: list[tuple[str, str | None]] = []
-    if record.command:
-        facts.append(("command", tag("code", " ".join(record.command))))
-    if record.started is not None:
-        facts.append(("started", clock(record.started)))
-    if record.device:
-        facts.append(("device", record.device))
-    if record.world is not None:
-        facts.append(("processes", str(record.world)))
-    if record.git is not None:
-        commit, dirty = record.git
+    if info.command:
+        facts.append(("command", tag("code", " ".join(info.command))))
+    if info.started is not None:
+        facts.append(("started", clock(info.started)))
+    if info.device:
+        facts.append(("device", info.device))
+    if info.world is not None:
+        facts.append(("processes", str(info.world)))
+    if info.git is not None:
+        commit, dirty = info.git
         facts.append(("git commit", join([tag("code", commit), ", with changes not committed" if dirty else ""])))
-    if record.versions:
-        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
-    sizes = [f"{name} {'unknown' if n is None else f'{n:,}'}" for name, n in record.sizes.items()]
+    if info.versions:
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())))
+    sizes = [f"{name} {'unknown' if n is None else f'{n:,}'}" for name, n in info.sizes.items()]
     if sizes:
         facts.append(("samples", ", ".join(sizes)))
     parts = []
@@ -36,15 +36,15 @@ def recorded_section(record: Record) -> Html | None:
         parts.append(tag("dl", *(part for k, v in facts for part in (tag("dt", k), tag("dd", v))), class_="facts"))
     rows = [
         [name, tag("code", file), tag("code", sha)]
-        for name, files in record.annotations.items()
+        for name, files in info.annotations.items()
         for file, sha in files.items()
     ]
     if rows:
         caption = "Annotation files and their SHA-256"
         parts.append(details(f"{caption} ({len(rows)})", table(["dataset", "file", "SHA-256"], rows, caption)))
-    if record.config:
-        text = yaml.safe_dump(_plain(record.config), sort_keys=False, allow_unicode=True)
-        parts.append(details("Resolved configuration", tag("pre", tag("code", text)), id="config"))
+    if info.config:
+        text = yaml.safe_dump(_plain(info.config), sort_keys=False, allow_unicode=True)
+        parts.append(details("Resolved configuration", tag("pre", tag("code", text)), anchor="config"))
     return tag("div", *parts, class_="card", id="record") if parts else None
 
 

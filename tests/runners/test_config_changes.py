@@ -7,7 +7,7 @@ import pytest
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.schema import to_plain
-from chatbridge.runners.record import changes
+from chatbridge.runners.resume import changes
 from tests import tiny
 
 

@@ -109,7 +109,7 @@ def _count(groups: dict[tuple[str, str], Unreadable], row: dict[str, Any]) -> No
 
 
 @dataclass(frozen=True)
-class Record:
+class RunInfo:
     """What ``run.json`` says was run; what it lacks is None or empty.
 
     Attributes:
@@ -142,7 +142,7 @@ class Record:
         return str(found or "")
 
 
-def read_record(folder: Path) -> Record:
+def read_run_info(folder: Path) -> RunInfo:
     """From run.json, or as far as it goes from config.yaml, where a run wrote only that."""
     problem, row, file = "", {}, folder / "run.json"
     try:
@@ -151,7 +151,7 @@ def read_record(folder: Path) -> Record:
         problem = f"run.json is not readable: {error.reason}" if file.exists() else ""
         row = {"config": _older(folder / "config.yaml")}
     git, command, config = _mapping(row.get("git")), row.get("command"), _mapping(row.get("config"))
-    return Record(
+    return RunInfo(
         started=moment(row["started"]) if row.get("started") else None,
         command=tuple(map(str, command)) if isinstance(command, list) else (),
         world=_whole(row.get("world")),

@@ -6,23 +6,23 @@ from datetime import datetime
 
 from chatbridge.report.axis import step_axis
 from chatbridge.report.chart import HEIGHT, WIDTH, Mark, frame
+from chatbridge.report.formatting import clock
 from chatbridge.report.markup import Html, data, details, join, table, tag
-from chatbridge.report.records import Event
 from chatbridge.report.run import Run
-from chatbridge.report.values import clock
+from chatbridge.report.run_files import Event
 
 BAD = ("hang", "failed", "error", "checkpoint_failed")
 """Kinds of events that are drawn in red."""
 MARKED = ("resumed", "signal", *BAD)
 COLOURS = {"checkpoint": 2, "start": 0, "resumed": 0, "end": 0, "skipped": 1, "overflow": 1, "signal": 5}
-MOST_MARKS, MOST_EVENTS, SHOWN_AT_ONCE = 40, 300, 12
+MAX_MARKS, MAX_EVENTS, SHOWN_AT_ONCE = 40, 300, 12
 
 
 def marks(run: Run) -> list[Mark]:
     """Vertical lines for the curves: where the run was taken up again, and what went wrong."""
     found = [e for e in run.events.all if e.kind in MARKED and e.step is not None]
     return [
-        Mark(e.step, "bad" if e.kind in BAD else "", f"step {e.step:,}: {e.kind} {e.text}") for e in found[-MOST_MARKS:]
+        Mark(e.step, "bad" if e.kind in BAD else "", f"step {e.step:,}: {e.kind} {e.text}") for e in found[-MAX_MARKS:]
     ]
 
 
@@ -31,7 +31,7 @@ def events_section(run: Run, last: int) -> Html | None:
     events = run.events.all
     if not events:
         return None
-    kept = events[-MOST_EVENTS:]
+    kept = events[-MAX_EVENTS:]
     rows = [_row(event) for event in reversed(kept)]
     head, numeric = ["event", "step", "time", "what"], (1,)
     listed = [table(head, rows[:SHOWN_AT_ONCE], "Latest events, newest first", numeric)]
@@ -70,7 +70,7 @@ def _strip(events: list[Event], last: int) -> Html:
         parts += [tag("path", class_="grid", d=f"M0 {y}h{WIDTH}"), tag("path", class_=f"dot {_colour(kind)}", d=dots)]
         labels.append((place, f"{kind.replace('_', ' ')} ({len(found):,})"))
     words = "Events by step: " + ", ".join(f"{kind} {len(found)} times" for kind, found in by_kind.items())
-    plot = frame(join(parts), words, labels, across, "happenings")
+    plot = frame(join(parts), words, labels, across, "events")
     return tag("figure", plot, class_="chart", id="events", style=f"--rows:{len(by_kind)}")
 
 

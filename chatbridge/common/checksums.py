@@ -43,11 +43,11 @@ def altered(folder: Path, names: Iterable[str] | None = None) -> str | None:
     found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line) for line in lines]
     if not found or not all(found):
         return f"{folder / SUMS}: is damaged"
-    told = {match[2]: match[1] for match in found}
-    for name in told if names is None else names:
+    expected = {match[2]: match[1] for match in found}
+    for name in expected if names is None else names:
         file = folder / name
         try:
-            same = sha256(file) == told.get(name)
+            same = sha256(file) == expected.get(name)
         except DocumentError as error:
             return str(error)
         except OSError as error:
