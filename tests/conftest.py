@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
+import torch
 
 import train
 from tests import tiny
@@ -15,6 +17,19 @@ LONGEST = ("dataset_prep/test_quickstart", "runners/test_elastic", "runners/test
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}.py" for name in LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage walks over it again, here or in processes forked from here."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def usual_algorithms():
+    """A run with `run.deterministic` in the test's own process leaves PyTorch filling all memory before its use."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

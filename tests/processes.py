@@ -7,6 +7,7 @@ torchrun does besides (rendezvous, restarts) is tested with torchrun itself.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import multiprocessing.util
@@ -110,6 +111,7 @@ def _main(
             ):
                 os.environ[name] = str(value)
         torch.set_num_threads(1)
+        gc.freeze()  # what was inherited is not walked over, which would copy every page of it
         status = 1
         try:
             if before is not None:
