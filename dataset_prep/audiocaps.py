@@ -19,7 +19,7 @@ from chatbridge.processors import AudioProcessor
 from dataset_prep.prep.command import make_parser, media_root, prepare, run_command
 from dataset_prep.prep.grouping import Captioned, group
 from dataset_prep.prep.items import Drop, Item
-from dataset_prep.prep.media import index_by_stem
+from dataset_prep.prep.media_placement import index_by_stem
 from dataset_prep.prep.tables import guarded, rows, text
 
 KIND = "ta-cap"

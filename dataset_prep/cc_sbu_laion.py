@@ -29,7 +29,7 @@ from dataset_prep.prep.downloads import (
     table_items,
 )
 from dataset_prep.prep.in_place import index_tars
-from dataset_prep.prep.items import MALFORMED, Drop, Item, Part
+from dataset_prep.prep.items import MALFORMED, Drop, Item, PieceResult
 from dataset_prep.prep.job import Job, summary
 from dataset_prep.prep.tables import column, count, rows
 from dataset_prep.prep.texts import captions
@@ -51,8 +51,8 @@ def _url_items(source: Path) -> Iterator[Item | Drop]:
         yield found
 
 
-def _as_they_are(number: int, items: list[Item]) -> Part:
-    return Part(kept=[item.entry for item in items], read=len(items))
+def _as_they_are(number: int, items: list[Item]) -> PieceResult:
+    return PieceResult(kept=[item.entry for item in items], read=len(items))
 
 
 def list_urls(args: argparse.Namespace) -> None:

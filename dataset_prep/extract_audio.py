@@ -1,6 +1,6 @@
 """Sound tracks of videos -> audio files, so that training does not unpack a video for its sound.
 
-Every video below SOURCE gives DEST/<same path>.flac (or .wav), at its own rate and channels unless told otherwise:
+Every video below SOURCE gives DEST/<same path>.flac (or .wav), at its own rate and channels unless asked otherwise:
 the audio processor resamples in the way the published numbers need.
 
   python -m dataset_prep.extract_audio msrvtt/videos --out msrvtt/audio
@@ -21,7 +21,7 @@ from chatbridge.processors.base import reading
 from chatbridge.processors.resampling import resample
 from chatbridge.processors.sound_files import read_sound
 from dataset_prep.prep.command import make_parser, options, positive, run_command
-from dataset_prep.prep.items import UNREADABLE, Drop, Item, Part
+from dataset_prep.prep.items import UNREADABLE, Drop, Item, PieceResult
 from dataset_prep.prep.job import Job, sha256, summary
 
 SILENT = "no sound track"
@@ -47,25 +47,26 @@ def files_below(root: Path, extensions: tuple[str, ...]) -> list[str]:
 
 
 @dataclass
-class Extract:
+class AudioExtractor:
     """Work: one audio file per video."""
 
     root: Path
     out: Path
-    format: str
+    audio_format: str
     rate: int | None
     mono: bool
     max_seconds: float
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(read=len(items))
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(read=len(items))
         for item in items:
             try:
                 with one_sample:
                     part.kept.append(self._one(item))
             except ValueError as error:
-                told = getattr(error, "reason", str(error))
-                part.dropped.append(Drop(item.id, SILENT if "no sound track" in told else UNREADABLE, told, item.where))
+                detail = getattr(error, "reason", str(error))
+                reason = SILENT if SILENT in detail else UNREADABLE
+                part.dropped.append(Drop(item.id, reason, detail, item.where))
         return part
 
     def _one(self, item: Item) -> dict:
@@ -79,19 +80,19 @@ class Extract:
         if self.rate and self.rate != rate:
             with reading(item.where, "cannot be resampled"):
                 waveform, rate = resample(waveform, rate, self.rate), self.rate
-        target = self.out / f"{item.id}.{self.format}"
+        target = self.out / f"{item.id}.{self.audio_format}"
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")
         samples = waveform.clamp(-1, 1).T.numpy()
         try:
-            soundfile.write(temporary, samples, rate, format=self.format.upper(), subtype="PCM_16")
+            soundfile.write(temporary, samples, rate, format=self.audio_format.upper(), subtype="PCM_16")
         except soundfile.LibsndfileError as error:  # FLAC knows eight channels at most, and not every rate
             temporary.unlink(missing_ok=True)
-            raise MediaError(item.where, f"cannot be written as {self.format}: {error}") from error
+            raise MediaError(item.where, f"cannot be written as {self.audio_format}: {error}") from error
         os.replace(temporary, target)
         channels, length = waveform.shape
         facts = {"rate": rate, "channels": channels, "samples": length, "bytes": target.stat().st_size}
-        return {"file": f"{item.id}.{self.format}", "video": item.where, **facts, "sha256": sha256(target)}
+        return {"file": f"{item.id}.{self.audio_format}", "video": item.where, **facts, "sha256": sha256(target)}
 
 
 def video_items(root: Path, names: list[str]) -> Iterator[Item]:
@@ -107,7 +108,7 @@ def body(args: argparse.Namespace) -> None:
         name="extract_audio",
         out=args.out,
         items=lambda: video_items(args.source, names),
-        work=Extract(args.source, args.out, args.format, args.rate, args.mono, args.max_seconds),
+        work=AudioExtractor(args.source, args.out, args.format, args.rate, args.mono, args.max_seconds),
         settings=settings | {"max_seconds": args.max_seconds},
         total=lambda: len(names),
         listing="files.json",

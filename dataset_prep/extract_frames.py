@@ -18,12 +18,12 @@ from chatbridge.processors import VideoProcessor
 from dataset_prep.extract_audio import files_below, video_items
 from dataset_prep.prep.command import make_parser, options, positive, run_command, whole
 from dataset_prep.prep.frames import write_frames
-from dataset_prep.prep.items import UNREADABLE, Drop, Item, Part
+from dataset_prep.prep.items import UNREADABLE, Drop, Item, PieceResult
 from dataset_prep.prep.job import Job, hash_of, summary
 
 
 @dataclass
-class Extract:
+class FrameExtractor:
     """Work: one folder of frames per video."""
 
     root: Path
@@ -33,16 +33,15 @@ class Extract:
     size: int
     quality: int
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(read=len(items))
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(read=len(items))
         for item in items:
             folder = self.out / item.id
             try:
                 with one_sample:
                     count = write_frames(self.root / item.where, folder, self.frames, self.fps, self.size, self.quality)
             except ValueError as error:
-                told = getattr(error, "reason", str(error))
-                part.dropped.append(Drop(item.id, UNREADABLE, told, item.where))
+                part.dropped.append(Drop(item.id, UNREADABLE, getattr(error, "reason", str(error)), item.where))
                 continue
             sizes = [file.stat().st_size for file in sorted(folder.glob("*.jpg"))]
             part.kept.append({"folder": item.id, "video": item.where, "frames": count, "bytes": sum(sizes)})
@@ -60,7 +59,7 @@ def body(args: argparse.Namespace) -> None:
         name="extract_frames",
         out=args.out,
         items=lambda: video_items(args.source, names),
-        work=Extract(args.source, args.out, args.frames or 0, args.fps or 0.0, args.size, args.quality),
+        work=FrameExtractor(args.source, args.out, args.frames or 0, args.fps or 0.0, args.size, args.quality),
         settings=settings | {"size": args.size, "quality": args.quality},
         total=lambda: len(names),
         listing="files.json",

@@ -30,7 +30,7 @@ from dataset_prep.coco_caption import coco_names
 from dataset_prep.prep import multis_readers as read
 from dataset_prep.prep.command import make_parser, prepare, run_command
 from dataset_prep.prep.job import sha256, write_json
-from dataset_prep.prep.media import FOLDERS, index_by_stem
+from dataset_prep.prep.media_placement import FOLDERS, index_by_stem
 
 Names = Callable[[str], tuple[str, ...]]
 

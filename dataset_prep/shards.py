@@ -26,9 +26,9 @@ from chatbridge.processors import MediaError, MediaLoader
 from chatbridge.processors.base import MissingMedia
 from dataset_prep.prep.command import make_parser, options, positive, run_command
 from dataset_prep.prep.entries import SHARED, fault_reason, media_arguments, read_entry
-from dataset_prep.prep.items import MISSING, UNREADABLE, Drop, Item, Part
+from dataset_prep.prep.items import MISSING, UNREADABLE, Drop, Item, PieceResult
 from dataset_prep.prep.job import Job, hash_of, summary
-from dataset_prep.prep.media import CHECKS, check_media, inside, processors
+from dataset_prep.prep.media_placement import CHECKS, check_media, inside, processors
 from dataset_prep.prep.tables import count, rows
 from dataset_prep.prep.tars import INDEX, TarWriter, write_index
 
@@ -37,7 +37,7 @@ LONGEST_KEY = 120
 
 
 @dataclass
-class Shard:
+class ShardWriter:
     """Work: one tar."""
 
     roots: dict[str, Path]
@@ -49,8 +49,8 @@ class Shard:
         known = processors()
         return MediaLoader({modality: known[modality] for modality in self.roots}, self.roots)
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(read=len(items), samples=0)
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(read=len(items), samples=0)
         usable = []
         for item in items:
             try:
@@ -129,7 +129,7 @@ def body(args: argparse.Namespace) -> None:
         name="shards",
         out=args.out,
         items=partial(keys, args.annotations, kinds),
-        work=Shard(folders, args.out, args.check),
+        work=ShardWriter(folders, args.out, args.check),
         settings={"kind": args.kind, "media": media, "check": args.check},
         inputs=[args.annotations],
         total=partial(count, args.annotations),

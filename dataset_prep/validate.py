@@ -23,13 +23,13 @@ from chatbridge.datasets import TaskKind
 from dataset_prep.prep.command import add_running, options, run_command
 from dataset_prep.prep.entries import media_arguments
 from dataset_prep.prep.job import DROPPED, Job, json_lines
-from dataset_prep.prep.validation import Spec, Validate, subject
+from dataset_prep.prep.validation import ValidationSpec, Validator, build_target
 
 SHOWN = 20
 """Problems printed without --json and --all."""
 
 
-def specification(args: argparse.Namespace) -> Spec:
+def specification(args: argparse.Namespace) -> ValidationSpec:
     """What the arguments ask for.
 
     Raises:
@@ -39,24 +39,24 @@ def specification(args: argparse.Namespace) -> Spec:
         raise ValueError("give either --cfg-path CFG, or --annotations FILE --kind KIND --media DIR")
     tokenizer = "" if args.tokenizer is None else str(args.tokenizer)
     if args.cfg_path is not None:
-        return Spec(cfg_path=str(args.cfg_path), overrides=tuple(args.options), tokenizer=tokenizer)
+        return ValidationSpec(cfg_path=str(args.cfg_path), overrides=tuple(args.options), tokenizer=tokenizer)
     if not args.kind:
         raise ValueError("--annotations needs --kind: what its entries are for (ti-cap, tva-conv, ta-shortqa ...)")
     media = media_arguments(args.media, TaskKind.parse_all(args.kind))
     files = {"annotations": str(args.annotations), "kind": args.kind, "media": tuple(media.items())}
-    return Spec(**files, tokenizer=tokenizer)
+    return ValidationSpec(**files, tokenizer=tokenizer)
 
 
 def validate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """The report: {"ok", "entries", "good", "problems": [{"id", "reason", "detail", "where"}], "reasons", "notes"}."""
     spec = specification(args)
-    subject.cache_clear()  # the files may have changed since this process last looked
-    found = subject(spec)
+    build_target.cache_clear()  # the files may have changed since this process last looked
+    found = build_target(spec)
     job = Job(
         name="validate",
         out=out,
         items=found.items,
-        work=Validate(spec),
+        work=Validator(spec),
         settings={"what": vars(spec)},
         inputs=[file for file in dict.fromkeys(found.inputs) if file.is_file()],
         total=found.total,

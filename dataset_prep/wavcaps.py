@@ -22,7 +22,7 @@ from chatbridge.processors import AudioProcessor
 from dataset_prep.prep.command import make_parser, media_root, prepare, run_command
 from dataset_prep.prep.downloads import captioned
 from dataset_prep.prep.items import MALFORMED, Drop, Item
-from dataset_prep.prep.media import index_by_stem
+from dataset_prep.prep.media_placement import index_by_stem
 from dataset_prep.prep.tables import count, load_json, rows, text
 
 KIND = "ta-cap"

@@ -11,7 +11,7 @@ from chatbridge.common.schema import key
 from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.records import Record
-from chatbridge.processors.media import MediaLoader
+from chatbridge.processors.media_loader import MediaLoader
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.mixture import Order, Shuffled
 from chatbridge.datasets.records import Record
 from chatbridge.processors.base import build_processors
-from chatbridge.processors.media import MediaLoader
+from chatbridge.processors.media_loader import MediaLoader
 from chatbridge.processors.tokenizer import Tokenizer
 
 MAX_TRIES = 10

@@ -9,7 +9,7 @@ from typing import Any
 
 from chatbridge.common.documents import repaired
 from chatbridge.datasets.kinds import CAPTION, CONVERSATION, FIRST_PAIR, OCR, TaskKind
-from chatbridge.processors.media import safe_name
+from chatbridge.processors.media_loader import safe_name
 
 _SHARED = ("video_id", "image_id")
 """Keys that name the file of every modality which has no key of its own; also the entry's id, in this order."""

@@ -22,7 +22,7 @@ from chatbridge.datasets.shard_readers import PROBLEM, LocalShards, MemberPlace
 from chatbridge.datasets.shard_samples import annotation, members_of
 from chatbridge.datasets.shards import Shard, check_local, find_shards, is_local
 from chatbridge.processors.base import ArchiveMember, MediaError
-from chatbridge.processors.media import MediaLoader
+from chatbridge.processors.media_loader import MediaLoader
 
 FIRST = 8
 """Samples that are looked at before training starts."""

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from chatbridge.common.config import LoadedConfig
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
-from chatbridge.processors.media import safe_name
+from chatbridge.processors.media_loader import safe_name
 
 MOST = 6
 

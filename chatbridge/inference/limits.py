@@ -28,8 +28,7 @@ from chatbridge.processors.containers import (
     pictures,
     sound_problem,
 )
-from chatbridge.processors.jpeg_files import scans_problem
-from chatbridge.processors.picture_files import MAX_SIDE
+from chatbridge.processors.picture_files import MAX_SIDE, scans_problem
 from chatbridge.processors.sound_files import FASTEST_SOUND, check_sound
 from chatbridge.processors.time_limit import within
 

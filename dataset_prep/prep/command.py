@@ -12,7 +12,7 @@ from typing import Any
 from chatbridge.common.logging import forgiving_streams
 from dataset_prep.prep.items import Drop, Item
 from dataset_prep.prep.job import Job, Options, summary
-from dataset_prep.prep.media import CHECKS, FOLDERS, Placing, link_folder
+from dataset_prep.prep.media_placement import CHECKS, FOLDERS, MediaPlacer, link_folder
 
 
 def make_parser(module: str, doc: str, source: str | None = None, media: bool = True) -> argparse.ArgumentParser:
@@ -106,7 +106,7 @@ def prepare(
         name=name,
         out=out,
         items=items,
-        work=Placing(roots, out, args.check, args.place, frames, size),
+        work=MediaPlacer(roots, out, args.check, args.place, frames, size),
         settings=plan | (settings or {}),
         inputs=inputs,
         total=total,

@@ -17,9 +17,19 @@ from chatbridge.datasets.tars import scan
 from chatbridge.processors.base import Blob
 from chatbridge.processors.text import pre_caption
 from dataset_prep.prep.command import options
-from dataset_prep.prep.items import DEAD_LINK, EMPTY, MALFORMED, MISSING, UNREADABLE, Drop, Item, Part
+from dataset_prep.prep.items import (
+    DEAD_LINK,
+    EMPTY,
+    MALFORMED,
+    MISSING,
+    UNREADABLE,
+    Drop,
+    Item,
+    PieceResult,
+    UnusableSample,
+)
 from dataset_prep.prep.job import Job, hash_of, sha256, summary
-from dataset_prep.prep.media import check_media, link_folder, processors
+from dataset_prep.prep.media_placement import check_media, link_folder, processors
 from dataset_prep.prep.tables import rows
 from dataset_prep.prep.tars import write_index
 
@@ -33,13 +43,13 @@ class TarCheck:
     modality: str
     check: str
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(samples=0)
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(samples=0)
         for item in items:
             self._tar(Path(item.entry["tar"]), item, part)
         return part
 
-    def _tar(self, path: Path, item: Item, part: Part) -> None:
+    def _tar(self, path: Path, item: Item, part: PieceResult) -> None:
         """Everything in a tar, by the reader of training."""
         part.read += 1
         try:
@@ -48,7 +58,7 @@ class TarCheck:
             part.dropped.append(Drop(item.id, DAMAGED, str(getattr(error, "reason", error)), path.name))
             return
         if table.problem is not None:
-            # A reader would fail in the middle of it at every epoch: better without it, and told so.
+            # A reader would fail in the middle of it at every epoch: it is left out and reported.
             reason = TRUNCATED if "is cut off" in table.problem else DAMAGED
             part.dropped.append(Drop(item.id, reason, f"after {len(table)} samples: it {table.problem}", path.name))
             return
@@ -81,12 +91,12 @@ class TarCheck:
                 key = found["__key__"]
                 size = sum(part.size for part in found.values() if isinstance(part, MemberPlace))
                 self._check(f"{path.name}/{key}", reader, found)
-        except _Unusable as problem:
-            return key, size, Drop(key, problem.reason, str(problem), f"{path.name}/{key}")
+        except UnusableSample as problem:
+            return key, size, Drop(key, problem.reason, problem.detail, f"{path.name}/{key}")
         except ValueError as error:
-            source, told = str(getattr(error, "source", key)), getattr(error, "reason", str(error))
+            source, detail = str(getattr(error, "source", key)), getattr(error, "reason", str(error))
             reason = MALFORMED if source.endswith(".json") else UNREADABLE
-            return key, size, Drop(key, reason, f"{source.rpartition('/')[2]}: {told}", f"{path.name}/{key}")
+            return key, size, Drop(key, reason, f"{source.rpartition('/')[2]}: {detail}", f"{path.name}/{key}")
         return key, size, None
 
     def _check(self, where: str, reader: LocalShards, members: dict[str, Any]) -> None:
@@ -94,24 +104,16 @@ class TarCheck:
         processor = _processor(self.modality)
         endings = [ending for ending in members if ending != "__key__"]
         if not any(f".{ending}".endswith(processor.extensions) for ending in endings):
-            raise _Unusable(MISSING, f"no {self.modality} in the tar (has: {', '.join(endings) or 'nothing'})")
+            raise UnusableSample(MISSING, f"no {self.modality} in the tar (has: {', '.join(endings) or 'nothing'})")
         if not {"txt", "json"} & set(endings):
-            raise _Unusable(EMPTY)
+            raise UnusableSample(EMPTY)
         record = annotation(where, members, ())
         if not any(pre_caption(text).strip() for text in record.captions):
-            told = record.problems.get("caption", "")
-            raise _Unusable(MALFORMED if told else EMPTY, told)
+            fault = record.problems.get("caption", "")
+            raise UnusableSample(MALFORMED if fault else EMPTY, fault)
         for ending in members_of(where, record, self.modality, members, processor.extensions):
             blob = Blob(f"{members['__key__']}.{ending}", reader.read(members[ending]))
             check_media(self.modality, blob, self.check, processor)
-
-
-class _Unusable(ValueError):
-    """A sample that training could not use."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(detail)
-        self.reason = reason
 
 
 @cache

@@ -48,8 +48,16 @@ class Drop:
     where: str = ""
 
 
+class UnusableSample(ValueError):
+    """A sample that must be left out. Attributes: reason, detail: as of `Drop`."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
 @dataclass
-class Part:
+class PieceResult:
     """What became of one piece of a job.
 
     Attributes:
@@ -72,7 +80,7 @@ class Part:
         return {"part": number, **asdict(self)}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Part:
+    def from_plain(cls, plain: dict[str, Any]) -> PieceResult:
         values = {name: value for name, value in plain.items() if name != "part"}
         return cls(**{**values, "dropped": [Drop(**drop) for drop in values["dropped"]]})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from chatbridge.common.documents import parse_json
-from dataset_prep.prep.items import Part
+from dataset_prep.prep.items import PieceResult
 
 
 class Journal:
@@ -65,20 +65,20 @@ class Journal:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def add(self, number: int, part: Part) -> None:
+    def add(self, number: int, part: PieceResult) -> None:
         """Append a finished part; after this it survives a kill of the process."""
         line = json.dumps(part.to_plain(number), ensure_ascii=True).encode() + b"\n"
         self._offsets[number] = self._file.tell()
         self._file.write(line)
         self._file.flush()
 
-    def parts(self) -> Iterator[tuple[int, Part]]:
+    def parts(self) -> Iterator[tuple[int, PieceResult]]:
         """Every finished part in the order of the corpus."""
         self._file.flush()
         with self.path.open("rb") as file:
             for number in sorted(self._offsets):
                 file.seek(self._offsets[number])
-                yield number, Part.from_plain(parse_json(file.readline(), self.path))
+                yield number, PieceResult.from_plain(parse_json(file.readline(), self.path))
 
     def close(self) -> None:
         self._file.close()

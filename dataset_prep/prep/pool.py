@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from dataset_prep.prep.items import CRASH, Drop, Item, Part
+from dataset_prep.prep.items import CRASH, Drop, Item, PieceResult
 
-Work = Callable[[int, list[Item]], Part]
+Work = Callable[[int, list[Item]], PieceResult]
 """From the number of a piece and its samples to what became of them; picklable, and the same result every time."""
 
 
-def run_pieces(work: Work, pieces: Iterable[tuple[int, list[Item]]], workers: int) -> Iterator[tuple[int, Part]]:
+def run_pieces(work: Work, pieces: Iterable[tuple[int, list[Item]]], workers: int) -> Iterator[tuple[int, PieceResult]]:
     """The parts of all pieces, in the order in which they finish.
 
     Args:
@@ -53,7 +53,7 @@ def run_pieces(work: Work, pieces: Iterable[tuple[int, list[Item]]], workers: in
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _isolated(work: Work, number: int, items: list[Item]) -> Part:
+def _isolated(work: Work, number: int, items: list[Item]) -> PieceResult:
     """One piece in a process of its own; when that dies, without the samples that kill a process by themselves."""
     try:
         return _alone(work, number, items)
@@ -66,13 +66,13 @@ def _isolated(work: Work, number: int, items: list[Item]) -> Part:
             survivors.append(item)
         except BrokenProcessPool:
             crashed.append(Drop(item.id, CRASH, "the process that read it ended without a word", item.where))
-    part = _alone(work, number, survivors) if survivors else Part()
+    part = _alone(work, number, survivors) if survivors else PieceResult()
     part.dropped += crashed
     part.read += len(crashed)
     return part
 
 
-def _alone(work: Work, number: int, items: list[Item]) -> Part:
+def _alone(work: Work, number: int, items: list[Item]) -> PieceResult:
     with _pool(1) as pool:
         return pool.submit(work, number, items).result()
 

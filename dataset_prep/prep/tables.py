@@ -43,7 +43,7 @@ Something = TypeVar("Something")
 
 
 def rows(path: str | Path, wrapper: str | None = None) -> Iterator[tuple[int, Any]]:
-    """(index, row) of a table, the kind told by the ending of its name; ``.gz`` may follow that of a text format.
+    """(index, row) of a table, whose kind its file's ending names; ``.gz`` may follow that of a text format.
 
     Args:
         path: .csv, .tsv, .json (a list, or an object that holds one), .jsonl, .parquet.
@@ -106,7 +106,7 @@ def text(row: Mapping[str, Any], *names: str) -> str:
 
 
 def guarded(items: Iterable[Something], *sources: Path) -> Iterator[Something]:
-    """The same items; where a reader meets something other than what its corpus has, that is told with the file."""
+    """The same items; a reader that meets something other than what its corpus has raises with the file's name."""
     number = 0
     try:
         for number, item in enumerate(items, 1):  # noqa: B007
@@ -125,7 +125,7 @@ def _absent(value: Any) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A table's bytes, unpacked; whatever goes wrong while it is read is told with its name."""
+    """A table's bytes, unpacked; whatever goes wrong while it is read is raised with its name."""
     try:
         with open_regular(path) as file:
             yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
@@ -151,12 +151,12 @@ def _whole(path: Path, file: BinaryIO) -> Any:
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
     """A text file's lines with their ends. Bytes that are not UTF-8 come as surrogates (see `repaired`)."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    number, told = 0, False
+    number, warned = 0, False
     while line := text.readline(LONGEST_LINE):
         number += 1
-        if not told and repaired(line) != line:
+        if not warned and repaired(line) != line:
             logger.warning("%s: not all of it is UTF-8 text (line %d); what is not is read as U+FFFD", path, number)
-            told = True
+            warned = True
         if len(line) == LONGEST_LINE:
             raise DocumentError(path, f"line {number} has more than {LONGEST_LINE:,} characters")
         if number == 1 and line.encode("utf-8", "surrogateescape").startswith(LFS_START):
@@ -270,7 +270,7 @@ def _parquet_module() -> Any:
 
 @contextmanager
 def _parquet_file(path: Path) -> Iterator[Any]:
-    """An open Parquet file; whatever goes wrong while it is read is told with its name."""
+    """An open Parquet file; whatever goes wrong while it is read is raised with its name."""
     parquet = _parquet_module()
     import pyarrow
 

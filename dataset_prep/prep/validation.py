@@ -25,8 +25,8 @@ from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.evaluation_config import EvaluationConfig
 from chatbridge.tasks import InstructionConfig, InstructionTask
 from dataset_prep.prep.entries import empty_texts, fault_reason
-from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, Drop, Item, Part
-from dataset_prep.prep.media import processors
+from dataset_prep.prep.items import MALFORMED, MISSING, UNREADABLE, Drop, Item, PieceResult
+from dataset_prep.prep.media_placement import processors
 
 UNFIT = "sample cannot be written"
 BAD_FILE = "unreadable annotation file"
@@ -34,7 +34,7 @@ BAD_DATASET = "dataset cannot be read"
 
 
 @dataclass(frozen=True)
-class Spec:
+class ValidationSpec:
     """What is validated, small enough to be sent to every process: a run's YAML, or one annotation file."""
 
     cfg_path: str = ""
@@ -46,7 +46,7 @@ class Spec:
 
 
 @dataclass
-class Checked:
+class SampleCheck:
     """What became of one item: samples read, samples without a fault, faults."""
 
     read: int
@@ -55,7 +55,7 @@ class Checked:
 
 
 @dataclass
-class Subject:
+class ValidationTarget:
     """A specification with everything built.
 
     Attributes:
@@ -81,7 +81,7 @@ class Subject:
     def total(self) -> int:
         return sum(1 for dataset in self.datasets.values() for _ in _places(dataset))
 
-    def read(self, item: Item) -> Checked:
+    def read(self, item: Item) -> SampleCheck:
         """Everything that is wrong with one sample, entry or shard."""
         name, dataset = item.entry["dataset"], self.datasets[item.entry["dataset"]]
         if "shard" in item.entry:
@@ -90,7 +90,7 @@ class Subject:
             records = dataset.lists[item.entry["list"]]
             bad = records.bad[item.entry["bad"]]
             label, where = f"{name}: {bad.id}" if bad.id else name, f"{records.path}: entry {bad.number}"
-            return Checked(1, 0, [Drop(label, fault_reason(fault), fault, where) for fault in bad.faults])
+            return SampleCheck(1, 0, [Drop(label, fault_reason(fault), fault, where) for fault in bad.faults])
         index = item.entry["index"]
         where, label = "{}: entry {}".format(*dataset.where(index)), name
         try:
@@ -100,11 +100,11 @@ class Subject:
                 drops = self._sample(name, where, record, dataset.rng(index, 0))
         except ValueError as error:
             drops = [_drop(label, where, error)]
-        return Checked(1, int(not drops), drops)
+        return SampleCheck(1, int(not drops), drops)
 
-    def _shard(self, name: str, dataset: ShardDataset, number: int, place: int) -> Checked:
+    def _shard(self, name: str, dataset: ShardDataset, number: int, place: int) -> SampleCheck:
         """A shard that is read from its beginning to its end."""
-        shard, found = dataset.lists[number][place], Checked(0, 0, [])
+        shard, found = dataset.lists[number][place], SampleCheck(0, 0, [])
         try:
             for index, sample in samples_in_sequence(shard):
                 where, label = f"{shard.url}: entry {index}", name
@@ -112,26 +112,26 @@ class Subject:
                     with one_sample:
                         record = dataset.parse(shard, sample)
                         label = f"{name}: {record.id}"
-                        dice = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}/{index}")
-                        drops = self._sample(name, where, record, dice)
+                        rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}/{index}")
+                        drops = self._sample(name, where, record, rng)
                 except ValueError as error:
                     drops = [_drop(label, where, error)]
-                found = Checked(found.read + 1, found.good + (not drops), found.drops + drops)
+                found = SampleCheck(found.read + 1, found.good + (not drops), found.drops + drops)
         except ShardLost as lost:
             where = f"{shard.url}: entry {lost.number}"
-            return Checked(found.read + 1, found.good, [*found.drops, Drop(name, UNREADABLE, str(lost), where)])
+            return SampleCheck(found.read + 1, found.good, [*found.drops, Drop(name, UNREADABLE, str(lost), where)])
         return found
 
-    def _sample(self, name: str, where: str, record: Record, dice: random.Random) -> list[Drop]:
+    def _sample(self, name: str, where: str, record: Record, rng: random.Random) -> list[Drop]:
         """What is wrong with a sample whose entry is well formed."""
         dataset, label = self.datasets[name], f"{name}: {record.id}"
         drops = [Drop(label, MALFORMED, text, where) for text in empty_texts(record, dataset.kinds)]
-        rng = dice if name in self.trained and dataset.config.augment else None
+        media_rng = rng if name in self.trained and dataset.config.augment else None
         for modality in dict.fromkeys(m for kind in dataset.kinds for m in kind.modalities):
             for file in record.files_of(modality):
                 try:
                     with one_sample:
-                        dataset.media.load(modality, file, rng)
+                        dataset.media.load(modality, file, media_rng)
                 except ValueError as error:
                     drops.append(_drop(label, where, error, f"{modality} "))
         if not drops:
@@ -188,7 +188,7 @@ def _drop(label: str, where: str, error: ValueError, what: str = "") -> Drop:
 
 
 @cache
-def subject(spec: Spec) -> Subject:
+def build_target(spec: ValidationSpec) -> ValidationTarget:
     """What a specification means, built once in every process.
 
     Raises:
@@ -198,12 +198,12 @@ def subject(spec: Spec) -> Subject:
     return _from_config(spec) if spec.cfg_path else _from_files(spec)
 
 
-def _from_files(spec: Spec) -> Subject:
+def _from_files(spec: ValidationSpec) -> ValidationTarget:
     kinds = TaskKind.parse_all(spec.kind)
     for modality, folder in spec.media:
         if not Path(folder).is_dir():
             raise ValueError(f"--media: the {modality} folder {folder} does not exist")
-    found = Subject()
+    found = ValidationTarget()
     if not spec.tokenizer:
         found.notes.append("no --cfg-path and no --tokenizer: samples are not written in tokens")
     shown = {modality for kind in kinds for modality in kind.modalities}
@@ -221,10 +221,10 @@ def _one_row(shape: tuple[int, ...]) -> int:
     return 1
 
 
-def _from_config(spec: Spec) -> Subject:
+def _from_config(spec: ValidationSpec) -> ValidationTarget:
     loaded = load_config(spec.cfg_path, spec.overrides)
     assembly = Assembly(loaded)
-    found, tokenizer = Subject(), None
+    found, tokenizer = ValidationTarget(), None
     try:
         tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else assembly.tokenizer
     except (ValueError, OSError) as error:
@@ -243,7 +243,7 @@ def _from_config(spec: Spec) -> Subject:
 
 
 def _add(
-    found: Subject, loaded: LoadedConfig, section: str, bare: str, config: Any, parts: Parts, unanswered: bool
+    found: ValidationTarget, loaded: LoadedConfig, section: str, bare: str, config: Any, parts: Parts, unanswered: bool
 ) -> None:
     name = f"{section}.{bare}"
     awaited = [str(missing) for missing in loaded.awaited if missing.key.startswith(f"{name}.")]
@@ -260,8 +260,8 @@ def _add(
         found.notes += [f"{name}: {away} shards are read from wherever they are: not looked at"] * bool(away)
 
 
-def _open(found: Subject, name: str, bare: str, config: Any, parts: Parts, unanswered: bool) -> None:
-    """Open a dataset as training does, but for telling all that is wrong with it instead of the first few."""
+def _open(found: ValidationTarget, name: str, bare: str, config: Any, parts: Parts, unanswered: bool) -> None:
+    """Open a dataset as training does, but report all that is wrong with it instead of the first few."""
     files = getattr(config, "annotations", [])
     files = [files] if isinstance(files, str) else list(files)
     found.inputs += map(Path, files)
@@ -279,14 +279,14 @@ def _open(found: Subject, name: str, bare: str, config: Any, parts: Parts, unans
 
 
 @dataclass
-class Validate:
+class Validator:
     """Work: reads samples; nothing is kept but what is wrong."""
 
-    spec: Spec
+    spec: ValidationSpec
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(samples=0)
-        checked = subject(self.spec)
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(samples=0)
+        checked = build_target(self.spec)
         for item in items:
             found = checked.read(item)
             part.read += found.read

@@ -37,7 +37,7 @@ TABLES = {"runs": runs_table, "summary": summary_table}
 
 
 @dataclass(frozen=True)
-class Scale:
+class QuickstartScale:
     """Steps of either stage, where they are not those of the YAML."""
 
     steps: dict[str, int] = field(default_factory=dict)
@@ -47,18 +47,18 @@ class Scale:
         return [f"run.max_steps={self.steps[stage]}"] if stage in self.steps else []
 
 
-SCALES = {"small": Scale(), "tiny": Scale({"stage1": 100, "stage2": 80})}
+SCALES = {"small": QuickstartScale(), "tiny": QuickstartScale({"stage1": 100, "stage2": 80})}
 
 
 @dataclass
-class Meter:
+class PhaseMeter:
     """Wall seconds of every phase, and the most memory that all processes below this one held at a time."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_rss: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> PhaseMeter:
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -96,7 +96,7 @@ def train_command(config: str, options: list[str], processes: int = 1) -> list[s
     return [*launcher, "train.py", "--cfg-path", config, "--options", *options]
 
 
-def run_seed(meter: Meter, out: Path, world: Path, seed: int, scale: Scale) -> None:
+def run_seed(meter: PhaseMeter, out: Path, world: Path, seed: int, scale: QuickstartScale) -> None:
     """Both stages and their questions for one seed of the bridges; the report goes to `out`."""
     common = [f"paths.world={world}", f"run.seed={seed}"]
     for stage, config in STAGES.items():
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed in seeds:
         out = (args.out if seed == seeds[0] else args.out / f"seed{seed}").resolve()
         started = time.perf_counter()
-        with Meter() as meter:
+        with PhaseMeter() as meter:
             make = ["-m", "dataset_prep.world", "--out", str(world), "--seed", str(args.world_seed)]
             meter.phase("world", [*make, "--scale", args.scale])
             for stage in STAGES:  # a quickstart starts afresh: what an earlier one left is not resumed

@@ -1,6 +1,6 @@
 """The quickstart's report: what was right after each stage, and what is left when a modality is taken away.
 
-Sets of questions are told apart by their names in eval_configs/quickstart.yaml and quickstart_captions.yaml:
+Sets of questions are recognised by their names in eval_configs/quickstart.yaml and quickstart_captions.yaml:
 ``test_image_caption``, ``unseen_audio_qa``, ``joint_video_match``, ``joint_unseen_image_caption_both``.
 """
 

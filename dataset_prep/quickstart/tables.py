@@ -95,8 +95,8 @@ def _plot(title: str, file: str) -> list[str]:
 def _failed(report: Mapping) -> list[str]:
     """What is in none of the figures."""
     failed = report.get("failed", {}).items()
-    told = [f"{n} questions of {name} ({stage})" for stage, sets in failed for name, n in sets.items()]
-    return [f"**Failed, and left out of every figure below: {', '.join(told)}.**"] if told else []
+    parts = [f"{n} questions of {name} ({stage})" for stage, sets in failed for name, n in sets.items()]
+    return [f"**Failed, and left out of every figure below: {', '.join(parts)}.**"] if parts else []
 
 
 def _joint(report: Mapping) -> list[str]:
@@ -119,7 +119,7 @@ def _joint(report: Mapping) -> list[str]:
             ["nothing taken away", *LONG_NAMES.values()],
             [[f"{m} + sound", *(cell(get(split, m, "full", f)) for f in FAMILIES)] for m in split],
         ),
-        "*Match* holds two kinds of questions: whether the sound goes with the colour, by a rule that was told "
+        "*Match* holds two kinds of questions: whether the sound goes with the colour, by a rule that was given "
         "in text only (`rule`, yes or no), and which of two claims about sound and shape is true (`while`, four "
         "verdicts).",
         table(

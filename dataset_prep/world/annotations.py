@@ -1,6 +1,6 @@
 """Which scenes each split holds, what is asked about them, and the annotation entries of both.
 
-Only names and words are decided here; dataset_prep/world/media.py makes the files.
+Only names and words are decided here; dataset_prep/world/media_files.py makes the files.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def joint_question(family: str, i: int, visual: Visual, audio: Audio, rng: rando
 
 
 @dataclass
-class Plan:
+class WorldPlan:
     """Everything that is to be written: annotation file name -> entries, and the media."""
 
     annotations: dict[str, list[dict]]
@@ -165,10 +165,10 @@ class Plan:
     joints: list[Joint]
 
 
-def plan(settings: MediaSettings, seed: int) -> Plan:
+def plan(settings: MediaSettings, seed: int) -> WorldPlan:
     """All splits of the world, a pure function of settings and seed."""
     rng = random.Random(f"{seed} plan")
-    out = Plan({}, [], [])
+    out = WorldPlan({}, [], [])
     for modality in MODALITIES:
         train = singles(modality, "train", getattr(settings, modality), rng)
         out.annotations[f"stage1_{modality}"] = caption_entries(train)

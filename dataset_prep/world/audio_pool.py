@@ -2,8 +2,8 @@
 
 The remedy is that of the pictures: no label joins a kind with a pitch whose pair is kept for the test. Re-pitched
 sounds (any pitch, any tempo) carry the label of their kind only, tones of no kind those of pitch and tempo only.
-Where the pair is not kept, the fundamental is told as a number, too: with only three names to go by, the encoder takes
-a low bell, which it was never told to be low, for a high one.
+Where the pair is not kept, the fundamental is a label, too, as a number: with only three names to go by, the encoder
+takes a low bell, which was never labelled low, for a high one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class AudioPool:
 
     Attributes:
         fbank: float [M, FRAMES, MELS].
-        labels: int64 [M, 3], classes of kind, pitch and tempo; UNKNOWN where not told.
-        octaves: float [M], the fundamental in octaves above or below 415 Hz; nan where not told.
+        labels: int64 [M, 3], classes of kind, pitch and tempo; UNKNOWN where not labelled.
+        octaves: float [M], the fundamental in octaves above or below 415 Hz; nan where not labelled.
     """
 
     fbank: Tensor
@@ -44,8 +44,8 @@ class AudioPool:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A sound and what is told of it: classes of kind, pitch and tempo, and octaves as in `AudioPool`."""
+class PoolSound:
+    """A sound and its labels: classes of kind, pitch and tempo, and octaves as in `AudioPool`."""
 
     samples: np.ndarray
     labels: tuple[int, int, int]
@@ -62,28 +62,28 @@ def pitch_of(hertz: float) -> str:
     return PITCHES[sum(hertz > bound for bound in sound.PITCH_BOUNDS)]
 
 
-def labelled(scene: Audio, rng: random.Random) -> Example:
+def labelled(scene: Audio, rng: random.Random) -> PoolSound:
     """A sound of a scene, with all of its labels."""
     hertz = sound.between(sound.PITCH_HZ[scene.pitch], rng)
     samples = sound.synthesise(scene.kind, hertz, sound.between(sound.TEMPO_SECONDS[scene.tempo], rng), rng)
     labels = (SOUNDS.index(scene.kind), PITCHES.index(scene.pitch), TEMPOS.index(scene.tempo))
-    return Example(samples, labels, octaves(hertz))
+    return PoolSound(samples, labels, octaves(hertz))
 
 
-def repitched(rng: random.Random) -> Example:
-    """A sound of a known kind at any pitch and tempo; how high it is, is not told near a pair kept for the test."""
+def repitched(rng: random.Random) -> PoolSound:
+    """A sound of a known kind at any pitch and tempo; its pitch is no label near a pair kept for the test."""
     kind, hertz = rng.choice(SOUNDS), sound.between((120, 1500), rng)
     samples = sound.synthesise(kind, hertz, sound.between((0.12, 0.7), rng), rng)
     kept = (kind, pitch_of(hertz)) in UNSEEN_AUDIO
-    return Example(samples, (SOUNDS.index(kind), UNKNOWN, UNKNOWN), math.nan if kept else octaves(hertz))
+    return PoolSound(samples, (SOUNDS.index(kind), UNKNOWN, UNKNOWN), math.nan if kept else octaves(hertz))
 
 
-def kindless(rng: random.Random) -> Example:
+def kindless(rng: random.Random) -> PoolSound:
     """Strokes of a nameless voice at a known pitch and tempo."""
     pitch, tempo = rng.choice(PITCHES), rng.choice(TEMPOS)
     hertz, interval = sound.between(sound.PITCH_HZ[pitch], rng), sound.between(sound.TEMPO_SECONDS[tempo], rng)
     samples = sound.synthesise(sound.Voice.random(rng), hertz, interval, rng)
-    return Example(samples, (UNKNOWN, PITCHES.index(pitch), TEMPOS.index(tempo)), octaves(hertz))
+    return PoolSound(samples, (UNKNOWN, PITCHES.index(pitch), TEMPOS.index(tempo)), octaves(hertz))
 
 
 def make_pool(count: int, altered: float, rng: random.Random, held: bool = False, show: bool = False) -> AudioPool:

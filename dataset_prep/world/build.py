@@ -26,7 +26,7 @@ STAMP = "stamp.json"
 def make_media(folder: Path, settings: WorldSettings, seed: int) -> dict:
     """Media files, and annotations/*.json that name them relative to `folder`."""
     from dataset_prep.world.annotations import plan
-    from dataset_prep.world.media import write_media
+    from dataset_prep.world.media_files import write_media
 
     world = plan(settings.media, seed)
     write_media(folder, world, seed)
@@ -124,10 +124,10 @@ def build(out: Path, settings: WorldSettings, seed: int) -> dict:
     except OSError as error:
         raise ValueError(f"{out}: cannot make this folder ({error.strerror}); choose another with --out") from error
     missing = [part for part in PARTS if present(out, part, settings, seed) is None]
-    lanes = [[part for part in lane if part in missing] for lane in (["llm"], ["media", "encoders"])]
+    chains = [[part for part in chain if part in missing] for chain in (["llm"], ["media", "encoders"])]
     context = multiprocessing.get_context("spawn")
     began = time.perf_counter()
-    workers = [context.Process(target=_worker, args=(out, lane, settings, seed)) for lane in lanes if lane]
+    workers = [context.Process(target=_worker, args=(out, chain, settings, seed)) for chain in chains if chain]
     for worker in workers:
         worker.start()
     for worker in workers:

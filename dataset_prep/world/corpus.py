@@ -48,7 +48,7 @@ def bare_caption(scene: Scene, rng: random.Random) -> list[Segment]:
 
 
 def lesson(rng: random.Random) -> list[Segment]:
-    """The rule that ties sounds to colours, told in text alone."""
+    """The rule that ties sounds to colours, which stands in text alone."""
     turns = []
     for kind in rng.sample(list(SOUND_COLOUR), rng.randint(1, 3)):
         question = rng.choice((f"which colour is a {kind}?", f"which colour fits a {kind}?"))

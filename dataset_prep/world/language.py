@@ -112,7 +112,7 @@ def two_attributes_qa(visual: Visual, audio: Audio, seen: str, heard: str) -> QA
 
 
 def rule_qa(visual: Visual, audio: Audio, rng: random.Random) -> QA:
-    """Whether the sound goes with the colour, by the rule that only text ever told."""
+    """Whether the sound goes with the colour, by the rule that stands in text only."""
     due = SOUND_COLOUR[audio.kind]
     verdict = "yes" if due == visual.colour else "no"
     return rng.choice(RULE_QUESTIONS), f"a {audio.kind} is {due}, {compare(visual.colour, due)}, so {verdict}"

@@ -105,9 +105,9 @@ def audio_loss(model: Labeller, pool: audio_pool.AudioPool, rows: Tensor) -> Ten
     """Kind, pitch and tempo as classes, the fundamental by squares."""
     *classes, height = model(pool.fbank[rows])
     truth, octaves = pool.labels[rows], pool.octaves[rows]
-    told = ~octaves.isnan()
+    labelled = ~octaves.isnan()
     loss = sum(cross_entropy(logits, truth[:, i]) for i, logits in enumerate(classes))
-    return loss + (height.squeeze(1) - octaves)[told].pow(2).mean()
+    return loss + (height.squeeze(1) - octaves)[labelled].pow(2).mean()
 
 
 @torch.no_grad()

@@ -60,8 +60,8 @@ class EncoderSettings:
     Attributes:
         vision_pool, audio_pool: pictures and sounds synthesised to train on.
         batch: examples of a step.
-        recoloured: share of pictures in any colour, of which the shape alone is told.
-        altered: share of sounds at any pitch and tempo, of which the kind alone is told, or of no kind.
+        recoloured: share of pictures in any colour, of which the shape alone is a label.
+        altered: share of sounds at any pitch and tempo, of which the kind alone is a label, or of no kind.
     """
 
     width: int = 128

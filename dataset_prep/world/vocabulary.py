@@ -21,7 +21,7 @@ SOUND_COLOUR = {
     "siren": "blue",
     "rattle": "white",
 }
-"""The rule of the world. It is told in text only: no picture, video or sound is ever trained with it."""
+"""The rule of the world. It stands in text only: no picture, video or sound is ever trained with it."""
 
 UNSEEN_VISUAL = frozenset((shape, COLOURS[(2 * i + 1) % 7]) for i, shape in enumerate(SHAPES))
 """(shape, colour) pairs that no label of the encoders or bridges joins: one for every shape."""

@@ -151,10 +151,10 @@ def test_arguments_are_checked(tmp_path, capsys):
 def test_a_report_is_kept_and_an_interrupted_validation_goes_on(tmp_path, capsys, monkeypatch):
     listed = [{"image_id": "0.jpg", "caption": "a"}] * 40 + [{"image_id": "0.jpg"}] * 40
     command = of_file(tmp_path, "ti-cap", listed)
-    from dataset_prep.prep.validation import Subject
+    from dataset_prep.prep.validation import ValidationTarget
 
     calls = []
-    original = Subject.read
+    original = ValidationTarget.read
 
     def read(self, item):
         if len(calls) == 50:
@@ -162,11 +162,11 @@ def test_a_report_is_kept_and_an_interrupted_validation_goes_on(tmp_path, capsys
         calls.append(item.id)
         return original(self, item)
 
-    monkeypatch.setattr(Subject, "read", read)
+    monkeypatch.setattr(ValidationTarget, "read", read)
     arguments = [*map(str, command), "--out", str(tmp_path / "report"), *QUICK]
     assert validate.main(arguments) == 130
     assert "goes on from here" in capsys.readouterr().err
-    monkeypatch.setattr(Subject, "read", lambda self, item: (calls.append(item.id), original(self, item))[1])
+    monkeypatch.setattr(ValidationTarget, "read", lambda self, item: (calls.append(item.id), original(self, item))[1])
     assert validate.main(arguments) == 1
     assert len(calls) == 50 + 80 - 32  # the first piece was done
     kept = json.loads((tmp_path / "report" / "report.json").read_text())

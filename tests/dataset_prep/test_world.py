@@ -17,7 +17,7 @@ from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.kinds import TaskKind
 from dataset_prep.world import annotations, audio_pool, build, corpus, draw, language, sound, vision_pool
 from dataset_prep.world.__main__ import main
-from dataset_prep.world.media import write_media, write_single
+from dataset_prep.world.media_files import write_media, write_single
 from dataset_prep.world.pretrain_llm import soften
 from dataset_prep.world.settings import SCALES, MediaSettings, WorldSettings
 from dataset_prep.world.vocabulary import (

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_prep.prep.items import Drop, Item, Part
+from dataset_prep.prep.items import Drop, Item, PieceResult
 
 
 @dataclass
@@ -20,12 +20,12 @@ class Shout:
     kill_at: int = -1
     refuse: str = ""
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
         if number == self.stop_at:
             raise KeyboardInterrupt
         if number == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        part = Part(read=len(items))
+        part = PieceResult(read=len(items))
         for item in items:
             if item.id == self.crash_on:
                 os._exit(11)

@@ -30,7 +30,7 @@ from chatbridge.processors.base import Blob, Source
 from dataset_prep.extract_audio import Extract
 from dataset_prep.prep.frames import write_frames
 from dataset_prep.prep.items import Item
-from dataset_prep.prep.media import check_media
+from dataset_prep.prep.media_placement import check_media
 from tests.fuzz.damage import damaged, misplaced
 from tests.fuzz.media_damage import ALWAYS, KNOWING
 from tests.fuzz.media_files import KINDS

@@ -28,8 +28,7 @@ from chatbridge.processors import (
     pixels,
     resampling,
 )
-from chatbridge.processors.jpeg_files import MAX_SCANS, count_scans, scans_problem
-from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.picture_files import MAX_SCANS, count_scans, read_rgb, scans_problem
 from chatbridge.processors.sound_files import read_sound
 from tests.media_files import tone, write_video, write_wav
 

@@ -37,7 +37,7 @@ from chatbridge.processors.base import MissingMedia, for_decoder, reading
 from chatbridge.processors.time_limit import within
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
-from dataset_prep.prep.media import check_media, processors
+from dataset_prep.prep.media_placement import check_media, processors
 from tests.datasets.tools import TOKENIZER, two_rows
 from tests.media_files import tone, write_video
 

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from chatbridge.processors import Blob, ImageConfig, ImageProcessor, MediaError, picture_files
-from chatbridge.processors.jpeg_files import decode_plain, has_end, jpeg_header
-from chatbridge.processors.picture_files import read_rgb
+from chatbridge.processors.picture_files import decode_plain, has_end, jpeg_header, read_rgb
 
 LIMIT = 10**8
 

@@ -14,7 +14,7 @@ from chatbridge.common.schema import bind
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.base import MediaError
 from chatbridge.processors.image import ImageConfig, ImageProcessor
-from chatbridge.processors.media import MediaLoader
+from chatbridge.processors.media_loader import MediaLoader
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 from tests.media_files import tone, write_video, write_wav
 

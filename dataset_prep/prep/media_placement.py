@@ -24,11 +24,10 @@ from chatbridge.processors import (
 )
 from chatbridge.processors.base import MissingMedia, Source, is_folder, name_of, readable, reading
 from chatbridge.processors.containers import NO_DECODER, check_whole, decodable, open_container
-from chatbridge.processors.jpeg_files import END, has_end, jpeg_header
-from chatbridge.processors.picture_files import MAX_PIXELS, check_size, read_rgb
+from chatbridge.processors.picture_files import JPEG_END, MAX_PIXELS, check_size, has_end, jpeg_header, read_rgb
 from chatbridge.processors.time_limit import READ_SECONDS, within
 from chatbridge.processors.video import frame_names
-from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, Part
+from dataset_prep.prep.items import MISSING, UNREADABLE, UNSAFE, Drop, Item, PieceResult, UnusableSample
 from dataset_prep.prep.job import hash_of
 
 FOLDERS = {"image": "images", "video": "videos", "audio": "audio"}
@@ -75,8 +74,8 @@ def _jpeg_ends(source: Source) -> bool:
     """Whether a JPEG has its end mark, by its last two bytes if these are it."""
     opened = readable(source)
     with open_regular(opened) if isinstance(opened, str) else opened as stream:
-        stream.seek(-len(END), os.SEEK_END)
-        if stream.read() == END:
+        stream.seek(-len(JPEG_END), os.SEEK_END)
+        if stream.read() == JPEG_END:
             return True
         stream.seek(0)
         data = stream.read()
@@ -113,7 +112,7 @@ _HEADERS: dict[str, Callable[[Source], None]] = {
 
 
 @dataclass
-class Placing:
+class MediaPlacer:
     """Work of a corpus job: finds every sample's media, checks them, and writes its annotation.
 
     Attributes:
@@ -135,13 +134,13 @@ class Placing:
     def loader(self) -> MediaLoader:
         return MediaLoader(processors(), self.roots)
 
-    def __call__(self, number: int, items: list[Item]) -> Part:
-        part = Part(read=len(items))
+    def __call__(self, number: int, items: list[Item]) -> PieceResult:
+        part = PieceResult(read=len(items))
         for item in items:
             try:
                 with one_sample:
                     names = {modality: self._one(part, modality, item) for modality in item.media}
-            except _Unusable as problem:
+            except UnusableSample as problem:
                 part.dropped.append(Drop(item.id, problem.reason, problem.detail, item.where))
                 continue
             except ValueError as error:
@@ -151,11 +150,11 @@ class Placing:
             part.kept.append({"id": item.id, **keys, **item.entry})
         return part
 
-    def _one(self, part: Part, modality: str, item: Item) -> str:
+    def _one(self, part: PieceResult, modality: str, item: Item) -> str:
         """The name of one medium below its folder, checked and in its place."""
         path = self._find(modality, item.media[modality])
         if path.is_dir() and modality != "video":
-            raise _Unusable(UNREADABLE, f"{modality} {path}: is a folder, a file was expected")
+            raise UnusableSample(UNREADABLE, f"{modality} {path}: is a folder, a file was expected")
         name = path.relative_to(self.roots[modality]).as_posix()
         try:
             if modality == "video" and self.frames:
@@ -172,7 +171,7 @@ class Placing:
                 if self.place == "copy":
                     copy_file(path, self.out / self.folders[modality] / name)
         except MediaError as error:
-            raise _Unusable(UNREADABLE, f"{modality} {error.source}: {error.reason}") from error
+            raise UnusableSample(UNREADABLE, f"{modality} {error.source}: {error.reason}") from error
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.is_file())
         totals = part.media.setdefault(modality, [0, 0, 0])
         totals[:] = totals[0] + 1, totals[1] + size, totals[2] + hash_of(f"{name}\0{size}")
@@ -186,17 +185,9 @@ class Placing:
             except MissingMedia:
                 tried.append(name)
             except MediaError as error:
-                raise _Unusable(UNSAFE, f"{modality} {error.source}: {error.reason}") from error
+                raise UnusableSample(UNSAFE, f"{modality} {error.source}: {error.reason}") from error
         more = f" (or {', '.join(tried[1:4])}{' ...' if len(tried) > 4 else ''})" if len(tried) > 1 else ""
-        raise _Unusable(MISSING, f"no {modality} {tried[0] if tried else '(no name)'}{more}")
-
-
-class _Unusable(ValueError):
-    """A sample that must be left out."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
+        raise UnusableSample(MISSING, f"no {modality} {tried[0] if tried else '(no name)'}{more}")
 
 
 def inside(path: Path, root: Path) -> Path:
