@@ -90,7 +90,10 @@ def raw_set(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts what is open and mapped, in /proc")
 def test_what_a_batch_was_in_is_given_back_and_no_sooner(tmp_path):
-    """Three batches are held at any time and stay what they were; files and maps of those that are gone, too."""
+    """Three batches are held at any time and stay what they were; files and maps of those that are gone, too.
+
+    How many more are on their way from two workers, two each, depends on who is faster: up to four files and maps.
+    """
     write_folder(tmp_path, 30)
     expected = [batch.media["image"].finished() for batch in take(stream([raw_set(tmp_path)], 40), 40)]
     batches, held, used = stream([raw_set(tmp_path)], 40, workers=2), [], []
@@ -101,7 +104,7 @@ def test_what_a_batch_was_in_is_given_back_and_no_sooner(tmp_path):
             assert torch.equal(media.finished(), expected[number - back])
         maps = sum("memfd:chatbridge" in line for line in Path("/proc/self/maps").read_text().splitlines())
         used.append(maps + len(os.listdir("/proc/self/fd")))
-    assert max(used[20:]) <= max(used[:20]) + 2
+    assert max(used[20:]) <= max(used[:20]) + 2 * 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
