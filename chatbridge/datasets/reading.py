@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Lock, active_children
@@ -178,7 +179,7 @@ class BatchStream(Iterator[MultimodalBatch]):
             worker_init_fn=_leave_signals_to_parent,
         )
         self._batches = iter(loader)
-        atexit.register(_end, set(active_children()) - others, os.getpid())
+        atexit.register(_end, weakref.WeakSet(set(active_children()) - others), os.getpid())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: the mixture's cursor (`Mixture.drawn` of each dataset, too), and every stream's."""
@@ -281,7 +282,7 @@ def _leave_signals_to_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end(workers: set[BaseProcess], parent: int) -> None:
+def _end(workers: weakref.WeakSet[BaseProcess], parent: int) -> None:
     """When the program ends with an error, Python would wait for ever for workers that do not obey SIGTERM."""
     if os.getpid() == parent:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report their end as an error

@@ -14,6 +14,7 @@ import lzma
 import os
 import subprocess
 import time
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,7 @@ class LocalShards:
     def __init__(self, shards: Sequence[Shard]):
         self.shards = list(shards)
         self._opened: OrderedDict[int, tuple[int, SampleOffsets]] = OrderedDict()
+        weakref.finalize(self, _close, self._opened)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_opened": OrderedDict()}
@@ -142,6 +144,11 @@ class LocalShards:
             _, (old, _) = self._opened.popitem(last=False)
             os.close(old)
         return descriptor, offsets
+
+
+def _close(opened: dict[int, tuple[int, SampleOffsets]]) -> None:
+    for descriptor, _ in opened.values():
+        os.close(descriptor)
 
 
 class ShardLost(Exception):

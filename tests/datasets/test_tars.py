@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import io
 import json
@@ -18,7 +19,7 @@ from chatbridge.datasets.shard_readers import LocalShards, ShardLost, samples_in
 from chatbridge.datasets.shards import Shard
 from chatbridge.datasets.tars import members, scan, split_name
 from chatbridge.processors.base import MediaError
-from tests.datasets.tools import picture, sample, shards, stream, take, tar_bytes
+from tests.datasets.tools import picture, sample, shards, stream, take, tar_bytes, write_shards
 
 
 def read(path) -> list[dict]:
@@ -249,3 +250,18 @@ def test_damaged_indexes_are_refused_by_name(folder, text):
 def test_no_shards_at_all(tmp_path, keys):
     with pytest.raises(ValueError, match="shards is empty; name at least one"):
         shards(tmp_path, **keys)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts what is open, in /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_reading_opened_is_closed_with_the_last_mention_of_it(tmp_path, workers):
+    def opened() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    write_shards(tmp_path, [4, 4, 4], index=True)
+    counts = []
+    for _ in range(4):
+        take(stream([shards(tmp_path)], 6, workers=workers), 6)
+        counts.append(opened())
+    assert counts[-1] <= counts[1]
