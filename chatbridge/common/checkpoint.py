@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chatbridge.common.checksums import SUMS, altered, write_sums
-from chatbridge.common.documents import MISSING, DocumentError, check_file, read_text
+from chatbridge.common.documents import MISSING, DocumentError, check_file, read_text, write_whole
 from chatbridge.common.safe_loading import check_zip
 
 logger = logging.getLogger("chatbridge")
@@ -73,7 +73,8 @@ def save_checkpoint(
         partial.rename(final)
         _flush(root)
         for name in ("latest", "best")[: 2 if best else 1]:
-            _point(root, name, final.name)
+            write_whole(root / name, f"{final.name}\n{_checksum(final.name)}\n", durable=True)
+        _flush(root)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         before = [folder.name for folder in newest_first(output_dir)]
@@ -93,15 +94,6 @@ def _write_folder(folder: Path, step: int, weights: dict[str, Tensor], trainer: 
     write_sums(folder)
     for file in (*folder.iterdir(), folder):
         _flush(file)
-
-
-def _point(root: Path, name: str, target: str) -> None:
-    """Let the file `name` hold `target`, with no moment at which it holds anything but the old or the new."""
-    partial = root / f".{name}.partial"
-    partial.write_text(f"{target}\n{_checksum(target)}\n", encoding="utf-8")
-    _flush(partial)
-    partial.replace(root / name)
-    _flush(root)
 
 
 def _remove_old(root: Path, retention: Retention) -> None:
@@ -147,10 +139,14 @@ def _checksum(name: str) -> str:
 
 def remove_partial(output_dir: str | Path) -> list[str]:
     """Remove what a kill left half written; the names of it."""
-    found = sorted((Path(output_dir) / "checkpoints").glob(".partial_step_*"))
-    for folder in found:
-        shutil.rmtree(folder, ignore_errors=True)
-    return [folder.name for folder in found]
+    root = Path(output_dir) / "checkpoints"
+    found = sorted([*root.glob(".partial_step_*"), *root.glob(".*.partial")])
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return [path.name for path in found]
 
 
 def _flush(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Small files that hold data about data: JSON and YAML, read whole, with one error for all that can be wrong with them.
+"""Small files that hold data about data: JSON, YAML and JSON lines, read with one error for all that can be wrong with
+them, and written whole.
 
 Whoever opens a file of somebody else's, of whatever kind, opens it with `open_regular`: opening a named pipe waits for
 a writer for ever, and devices never end.
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -165,6 +167,43 @@ def check_yaml(data: bytes | str, source: str | Path, most: int = MAX_NODES) -> 
     except Exception as error:
         raise DocumentError(source, f"is not valid YAML: {_one_line(error)}") from None
     return text
+
+
+def json_line(value: Any) -> str:
+    """A line of a file of JSON lines, to be written with errors="backslashreplace": names of files need not be text."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """What a line of a log holds (NaN and Infinity included); None for anything but an object."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def json_objects(file: Path) -> Iterator[dict[str, Any]]:
+    """What the lines of a log hold; nothing where there is no file. Rubbish and a line that was cut are left out."""
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+        row = json_object(line) if line.endswith(b"\n") else None
+        if row is not None:
+            yield row
+
+
+def write_whole(file: Path, text: str | Iterable[str], durable: bool = False) -> None:
+    """Put text (or pieces of it) in a file's place at once: readers find the old one or the new one, also after a kill
+    and, where it is `durable`, after a power cut."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
+            out.writelines([text] if isinstance(text, str) else text)
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def repaired(text: str) -> str:

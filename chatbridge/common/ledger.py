@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from chatbridge.common.documents import json_line
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ class Ledger:
             counts[entry.dataset] += max(1, entry.count)
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # What is no text in a file's name is written as JSON escapes it.
             with self.file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-                out.writelines(json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in entries)
+                out.writelines(json_line(asdict(entry)) for entry in entries)
         for dataset, own in bad.items():
             self._judge(dataset, own)
 

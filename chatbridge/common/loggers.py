@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import json_line, json_objects, write_whole
 from chatbridge.common.registry import LOGGERS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Logger
@@ -49,12 +48,13 @@ class JsonLines:
 
     def start(self, folder: Path, resumed_at: int, config: Mapping[str, Any]) -> None:
         file = folder / "metrics.jsonl"
-        kept = _lines_before(file, resumed_at) if resumed_at else []
-        file.write_text("".join(kept), encoding="utf-8")
-        self._file = file.open("a", encoding="utf-8", buffering=1)
+        rows = json_objects(file) if resumed_at else ()
+        kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= resumed_at]
+        write_whole(file, map(json_line, kept))
+        self._file = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, step: int, values: Mapping[str, Any], split: str) -> None:
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.write(json_line({"step": step, "split": split, **values}))
 
     def close(self) -> None:
         self._file.close()
@@ -126,14 +126,3 @@ def scalars(values: Mapping[str, Any]) -> dict[str, float]:
 def _require(package: str) -> None:
     if package not in sys.modules and importlib.util.find_spec(package) is None:
         raise ValueError(f"run.loggers names {package}, which is not installed: pip install {package}")
-
-
-def _lines_before(file: Path, step: int) -> list[str]:
-    """The log's whole lines up to and including `step`; a line cut by a kill is dropped, and rubbish."""
-    kept = []
-    if file.is_file():
-        for line in file.read_bytes().splitlines(keepends=True):
-            with suppress(ValueError, RecursionError, KeyError, TypeError):  # KeyError, TypeError: JSON, but no row
-                if json.loads(line)["step"] <= step:
-                    kept.append(line.decode())
-    return kept

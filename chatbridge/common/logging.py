@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
@@ -11,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tqdm import tqdm
+
+from chatbridge.common.documents import json_line
 
 
 def setup_logging(main_process: bool) -> logging.Logger:
@@ -59,7 +60,7 @@ class EventLog:
         row = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "event": event}
         with self._lock:
             if self._out is not None and not self._out.closed:
-                self._out.write(json.dumps(row | {"text": text}, ensure_ascii=False) + "\n")
+                self._out.write(json_line(row | {"text": text}))
 
     def close(self) -> None:
         if self._out is not None:

@@ -251,7 +251,7 @@ class Binder:
             return value
         path, origin = Path(os.path.expanduser(value)), self.origin(where)
         places = [path] if path.is_absolute() else [origin.folder / path, Path.cwd() / path]
-        places = list(dict.fromkeys(Path(_normalise(p)) for p in places))
+        places = list(dict.fromkeys(Path(os.path.abspath(p)) for p in places))
         if kind == "output":
             return str(places[0])
         for place in places:
@@ -281,32 +281,17 @@ def inherited(config: T, outer: Any) -> T:
     return dataclasses.replace(config, **{name: getattr(outer, name) for name in names})
 
 
-def to_plain(config: Any) -> Any:
-    """The reverse of `bind`: dataclasses to dicts, components with their registered name under their tag."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        out = {}
-        for f in dataclasses.fields(config):
-            value = getattr(config, f.name)
-            registry = f.metadata.get("registry")
-            if registry is None or value is None:
-                out[f.name] = to_plain(value)
-            elif isinstance(value, dict):
-                out[f.name] = {k: _component_to_plain(registry, v) for k, v in value.items()}
-            elif isinstance(value, list):
-                out[f.name] = [_component_to_plain(registry, v) for v in value]
-            else:
-                out[f.name] = _component_to_plain(registry, value)
-        return out
+def to_plain(config: Any, registry: Registry | None = None) -> Any:
+    """The reverse of `bind`: dataclasses to dicts, components of `registry` with their name under its tag."""
     if isinstance(config, dict):
-        return {k: to_plain(v) for k, v in config.items()}
+        return {name: to_plain(value, registry) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_plain(v) for v in config]
-    return config
-
-
-def _component_to_plain(registry: Registry, config: Any) -> Any:
-    keys = to_plain(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
-    return {registry.tag: registry.name_of(config), **keys}
+        return [to_plain(value, registry) for value in config]
+    name = {registry.tag: registry.name_of(config)} if registry is not None and config is not None else {}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return name or config  # a component without keys is its class
+    keys = {f.name: to_plain(getattr(config, f.name), f.metadata.get("registry")) for f in dataclasses.fields(config)}
+    return {**name, **keys}
 
 
 def join(where: str, name: Any) -> str:
@@ -345,7 +330,3 @@ def _repr(value: Any) -> str:
         return repr(value)
     except ValueError:  # Python does not write out integers of thousands of digits
         return "a number of thousands of digits"
-
-
-def _normalise(path: Path) -> str:
-    return os.path.normpath(os.path.abspath(path))

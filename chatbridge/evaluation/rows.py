@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatbridge.common.documents import parse_json, read_text
+from chatbridge.common.documents import json_line, parse_json, read_text, write_whole
 
 NAME = "predictions.jsonl"
 
@@ -28,7 +26,7 @@ class RowFile:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row; after this it survives a kill of the process."""
-        self._file.write(_line(row))
+        self._file.write(json_line(row))
         self._file.flush()
 
     def close(self) -> None:
@@ -37,10 +35,7 @@ class RowFile:
     def join(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Put the rows of all ranks, in their order, in the place of this one's; the others' files go."""
         self.close()
-        whole = self.path.with_suffix(".part")
-        with whole.open("w", encoding="utf-8", errors="backslashreplace") as out:
-            out.writelines(map(_line, rows))
-        os.replace(whole, self.path)
+        write_whole(self.path, map(json_line, rows))
         for part in self.folder.glob("predictions_rank*.jsonl"):
             part.unlink()
 
@@ -60,7 +55,3 @@ def read_rows(path: Path, keys: Sequence[str] = ("dataset", "condition", "correc
             raise ValueError(f"{path}: line {number} has no '{missing[0]}'; is it the right file?")
         rows.append(row)
     return rows
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

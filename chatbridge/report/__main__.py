@@ -14,11 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from chatbridge.common.documents import write_whole
 from chatbridge.report.compare import differences, names_of, render_comparison, rows_of
 from chatbridge.report.figures import Figures
 from chatbridge.report.page import render
 from chatbridge.report.run import Run
-from chatbridge.report.writing import NAME, write_page
+from chatbridge.report.writing import NAME
 
 COMPARISON = "comparison.html"
 WIDEST = 48
@@ -54,7 +55,7 @@ def _report(args: argparse.Namespace) -> None:
         file, text = args.output or args.runs[0] / NAME, render(runs[0], now)
     else:
         file, text = args.output or Path(COMPARISON), render_comparison(runs, names, now)
-    write_page(file, text)
+    write_whole(file, text)
     figures = [Figures.of(run, now) for run in runs]
     differ = differences(runs)
     if args.json:

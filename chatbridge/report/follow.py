@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,6 @@ class Follower:
                 self._offset += len(line)
                 self._last = line
                 yield line
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """The object of a JSON line (NaN and Infinity included); None for anything else."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def number(value: Any) -> float | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from chatbridge.report.follow import Follower, number, parse, step_of
+from chatbridge.common.documents import json_object
+from chatbridge.report.follow import Follower, number, step_of
 from chatbridge.report.series import Series
 
 
@@ -74,7 +75,7 @@ class Metrics:
     def refresh(self) -> None:
         """Read what was added."""
         for line in self._follower.lines(self._clear):
-            row = parse(line)
+            row = json_object(line)
             step = None if row is None else step_of(row)
             if row is None or step is None:
                 self.unreadable += bool(line.strip())

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from chatbridge.common.documents import DocumentError, read_json, read_yaml
-from chatbridge.report.follow import Follower, number, parse, step_of
+from chatbridge.common.documents import DocumentError, json_object, read_json, read_yaml
+from chatbridge.report.follow import Follower, number, step_of
 
 GROUPS = 2000
 """Kinds of unreadable samples that are kept apart; reasons that name what is different in every file have no end."""
@@ -35,7 +35,7 @@ class Events:
 
     def refresh(self) -> None:
         for line in self._follower.lines(self.all.clear):
-            row = parse(line)
+            row = json_object(line)
             if row is not None and "event" in row:
                 text = row.get("text")
                 self.all.append(
@@ -80,7 +80,7 @@ class LedgerFiles:
         for file in [self.folder / "ledger.jsonl", *sorted(self.folder.glob("ledger_rank*.jsonl"))]:
             follower, groups = self._files.setdefault(file, (Follower(file), {}))
             for line in follower.lines(groups.clear):
-                row = parse(line)
+                row = json_object(line)
                 if row is not None:
                     _count(groups, row)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
+from chatbridge.common.documents import write_whole
 from chatbridge.report.page import render
 from chatbridge.report.run import Run
 
@@ -31,7 +31,7 @@ class RunReport:
         """
         self.run.refresh()
         file = self.run.folder / NAME
-        write_page(file, render(self.run, now or datetime.now(timezone.utc)))
+        write_whole(file, render(self.run, now or datetime.now(timezone.utc)))
         return file
 
 
@@ -43,13 +43,3 @@ def _report_of(folder: Path) -> RunReport:
 def write_report(folder: str | Path) -> Path:
     """As `RunReport.write`; what was read of a folder is kept for the next time."""
     return _report_of(Path(folder).resolve()).write()
-
-
-def write_page(file: Path, text: str) -> None:
-    """Put a page in its place at once: a browser that reads it meanwhile finds the old one or the new one."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from chatbridge.common.documents import write_whole
 from chatbridge.common.registry import RUNNERS
 from chatbridge.common.run_folder import RunLock
 from chatbridge.conversation.stop import StopOnText
@@ -210,7 +211,7 @@ class EvaluationRunner:
                         name, condition, groups[""].failed, sum(row["condition"] == condition for row in own),
                         self.output / NAME,
                     )  # fmt: skip
-        (self.output / "scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        write_whole(self.output / "scores.json", json.dumps(plain, indent=1))
 
 
 def _files(dataset: TaskDataset, record: Record, modality: str) -> list[str]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from chatbridge.common.documents import write_whole
 from chatbridge.common.logging import EventLog
 from chatbridge.runners.step import StepResult
 
@@ -69,5 +70,5 @@ class NonFiniteGuard:
             for name, source, loss in zip(batch.ids, batch.sources, losses, strict=True)
         ]
         rows = {"step": step, "problem": result.problem, "grad_norm": str(result.grad_norm), "samples": samples}
-        file.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_whole(file, json.dumps(rows, indent=1, ensure_ascii=False))
         return file

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from chatbridge.common.checksums import sha256
+from chatbridge.common.documents import write_whole
 from chatbridge.datasets.builder import TaskDataset
 
 PACKAGES = (
@@ -64,8 +65,7 @@ def write_run_json(
         "config": yaml.safe_load(config),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
+    write_whole(file, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 def _versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.checkpoint import Retention, remove_partial
+from chatbridge.common.documents import write_whole
 from chatbridge.common.ledger import Ledger
 from chatbridge.common.loggers import MetricsLog
 from chatbridge.common.logging import EventLog
@@ -169,7 +170,7 @@ class TrainingRunner:
         config, text = self.config, self.assembly.loaded.to_yaml()
         if self.main:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(text, encoding="utf-8")
+            write_whole(self.output / "config.yaml", text)
             device = str(self.accelerator.device)
             write_run_json(
                 self.output / "run.json", text, self.hashes, self.sizes, self.world, device, config.total_steps

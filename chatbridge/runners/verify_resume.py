@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
+from chatbridge.common.documents import json_objects
 from chatbridge.common.run_folder import RunLock
-from chatbridge.report.follow import parse
 
 COMPARED = ("loss", "losses", "ids", "dataset", "tokens", "samples", "lr", "grad_norm")
 """Of every logged step."""
@@ -137,10 +137,7 @@ def _unequal(at: str, a: Any, b: Any) -> list[str]:
 
 
 def _rows(folder: Path) -> dict[int, dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    rows = [parse(line) or {} for line in lines if line.endswith(b"\n")]
-    return {row["step"]: row for row in rows if row.get("split") == "train"}
+    return {row["step"]: row for row in json_objects(folder / "metrics.jsonl") if row.get("split") == "train"}
 
 
 def _last_step(folder: Path) -> int:

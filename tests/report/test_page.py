@@ -113,8 +113,8 @@ def test_long_runs_are_thinned_and_keep_their_peak(tmp_path):
 
 def test_refreshing_reads_only_what_was_added(tmp_path, monkeypatch):
     write_run(tmp_path, ROWS, [event(0, "start")], [], record())
-    now, parsed, real = START + timedelta(days=1), [], metrics.parse
-    monkeypatch.setattr(metrics, "parse", lambda line: parsed.append(line) or real(line))
+    now, parsed, real = START + timedelta(days=1), [], metrics.json_object
+    monkeypatch.setattr(metrics, "json_object", lambda line: parsed.append(line) or real(line))
     report = RunReport(tmp_path)
     report.write(now)
     assert len(parsed) == 100
