@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chatbridge.common.batch import MultimodalBatch, RawMedia
     from chatbridge.common.tokenizer import Tokenizer
     from chatbridge.conversation.tokens import TokenizedSample
+    from chatbridge.datasets.collate import Collator
     from chatbridge.datasets.kinds import TaskKind
     from chatbridge.datasets.records import Record
     from chatbridge.evaluation.metrics import Prediction, Score
@@ -217,9 +218,8 @@ class Processor(Protocol):
     @property
     def shape(self) -> Shape: ...
 
-    def load(self, source: str | Path | Blob, rng: random.Random | None = None) -> Tensor | RawMedia | None:
+    def load(self, source: str | Path | Blob, rng: random.Random | None = None) -> Tensor | RawMedia:
         """float32 [T, ...]; with `rng` by the training rules, which may leave the last of it to the model's device.
-        None, which ``compat: original`` gives of sounds too short, is refused.
 
         Raises:
             MediaError: when the file is missing, unreadable, truncated or empty of this modality.
@@ -236,17 +236,18 @@ class Task(Protocol):
     usual forms of all but `render`.
 
     Attributes:
-        padding: the side on which training batches are padded. compat: "default" or "original".
         stop: texts that end a generated answer. max_txt_len: the limit of `tokenize`, BOS not counted.
 
     Optional:
         prompt: a `PromptFormat`. Without it no conversation can be held.
     """
 
-    padding: str
-    compat: str
     stop: tuple[str, ...]
     max_txt_len: int
+
+    def parse(self, entry: Any, index: int = 0, /) -> Record:
+        """An annotation entry, the `index`-th of its file, typed. Raises ValueError where it is no JSON object."""
+        ...
 
     def render(
         self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None, open: bool, /
@@ -264,6 +265,10 @@ class Task(Protocol):
 
     def tokenize(self, rendered: Rendered, tokenizer: Tokenizer, rows: Mapping[str, int], /) -> TokenizedSample:
         """Ids, labels and slots; `rows` is what one medium of each modality takes."""
+        ...
+
+    def collator(self, tokenizer: Tokenizer, /) -> Collator:
+        """What makes training batches of samples."""
         ...
 
 

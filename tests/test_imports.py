@@ -30,6 +30,16 @@ MAY_IMPORT = {
         "report",
         "tasks",
     },
+    "original": {
+        "common",
+        "processors",
+        "conversation",
+        "weights",
+        "models",
+        "datasets",
+        "tasks",
+        "runners",
+    },
     "planning": {
         "common",
         "processors",

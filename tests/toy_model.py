@@ -8,16 +8,16 @@ import torch
 from transformers import LlamaConfig
 
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.common.registry import MODELS
 from chatbridge.models import (
     BeatsConfig,
     Bridge,
     BridgeConfig,
     CausalLM,
-    ChatBridge,
-    ChatBridgeConfig,
     EvaVitConfig,
     QFormerConfig,
 )
+from tests.variants import configured
 
 Q = 3
 EOS = 2
@@ -37,13 +37,15 @@ def llm(dtype="float32", **changes):
     return CausalLM.from_config(LlamaConfig(**settings | changes), dtype)
 
 
-def config(**changes):
+def config(compat="default", **changes):
     perceiver = QFormerConfig(num_queries=Q, width=8, layers=2, heads=2, intermediate=16, encoder_width=12)
     eva = EvaVitConfig(image_size=28, width=12, depth=1, heads=2)
     beats = BeatsConfig(patch_width=6, width=8, depth=2, heads=2, ffn_width=16, conv_pos=4, conv_pos_groups=2)
     visual = BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver, temporal_positions=2)
     audio = BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver)
-    return ChatBridgeConfig(**{"llm": None, "bridges": {"visual": visual, "audio": audio}} | changes)
+    return configured(
+        MODELS, "chatbridge", compat, **{"llm": None, "bridges": {"visual": visual, "audio": audio}} | changes
+    )
 
 
 def bridge(llm_width=16, **changes):
@@ -53,7 +55,7 @@ def bridge(llm_width=16, **changes):
 
 def model(seed=0, language=None, **changes):
     torch.manual_seed(seed)
-    return ChatBridge(config(**changes), llm=language or llm()).eval()
+    return MODELS.build(config(**changes), llm=language or llm()).eval()
 
 
 def with_dropout(p, **changes):

@@ -15,7 +15,8 @@ from typing import Any
 
 from chatbridge.common.config import ConfigFile
 from chatbridge.common.reference import meaning
-from chatbridge.common.registry import Registry
+from chatbridge.common.registry import COMPAT, DEFAULT, Registry
+from chatbridge.common.schema import compat_key
 
 Schema = dict[str, Any]
 
@@ -82,8 +83,12 @@ class _Definitions:
             tag = registry.tag
             parts = {}
             for name in registry:
-                config = registry.get(name).config or _NoKeys
-                parts[name] = self.once(f"{registry.kind}.{name}", lambda c=config: self.mapping(c, **{tag: {}}))
+                entry, more = registry.get(name), {tag: {}}
+                if entry.variants:
+                    told = compat_key(entry)
+                    more[COMPAT] = {**_leaf(str, told), "description": told["help"], "default": DEFAULT}
+                config = entry.config or _NoKeys
+                parts[name] = self.once(f"{registry.kind}.{name}", lambda c=config, m=more: self.mapping(c, **m))
             chosen = [{"if": _has(tag, {"const": name}), "then": part} for name, part in parts.items()]
             unnamed = {"if": {"type": "object", "not": {"required": [tag]}}, "then": {"anyOf": [*parts.values()]}}
             text = f"a {registry.kind}, registered here or by `plugins:`"

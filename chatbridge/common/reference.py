@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.common.config import ConfigFile
-from chatbridge.common.registry import registries
+from chatbridge.common.registry import COMPAT, DEFAULT, registries
+from chatbridge.common.schema import compat_key
 
 HEAD = """\
 # Configuration reference
@@ -39,10 +40,13 @@ def reference() -> str:
     parts += _nested(ConfigFile, seen)
     for registry in registries():
         for name in registry:
-            config = registry.get(name).config
-            if config is not None:
-                parts += [f"## {registry.kind}: `{name}`\n", *_table(config)]
-                parts += _nested(config, seen)
+            entry = registry.get(name)
+            if entry.config is not None:
+                rows = _table(entry.config)
+                if entry.variants:
+                    rows.insert(-1, f"| `{COMPAT}` | str | `{DEFAULT!r}` | {_cell(compat_key(entry))} |")
+                parts += [f"## {registry.kind}: `{name}`\n", *rows]
+                parts += _nested(entry.config, seen)
     return "\n".join(parts)
 
 

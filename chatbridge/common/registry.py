@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+COMPAT, DEFAULT = "compat", "default"
+"""The key of a YAML node that chooses among a part's variants, and what it is where the node does not say."""
 
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """One registered part: the class or function, and the dataclass of its YAML keys (or None)."""
+    """One registered part: the class or function, and the dataclass of its YAML keys (or None).
+
+    Attributes:
+        variants: value of `COMPAT` -> what then takes this part's place.
+        compat, help: of a variant, its value of `COMPAT` and what is other with it.
+    """
 
     name: str
     target: Any
     config: type | None
+    variants: dict[str, RegistryEntry] = field(default_factory=dict)
+    compat: str = DEFAULT
+    help: str = ""
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -62,6 +73,20 @@ class Registry:
 
         return enter
 
+    def variant(self, name: str, compat: str, config: type, help: str) -> Callable[[Any], Any]:
+        """Decorator: enter the class below it as what `name` means where its node has ``compat: <compat>``.
+
+        Args:
+            config: a dataclass of the same keys, by which `build` knows the variant: `name`'s own, subclassed.
+            help: what is other with it, for the reference.
+        """
+
+        def enter(target: Any) -> Any:
+            self.get(name).variants[compat] = RegistryEntry(name, target, config, compat=compat, help=help)
+            return target
+
+        return enter
+
     def get(self, name: str) -> RegistryEntry:
         """The part of that name. Raises ValueError, with the nearest known name, when there is none."""
         if not self._entries:
@@ -93,10 +118,16 @@ class Registry:
         """The registered name whose configuration dataclass this object is an instance of."""
         return self._entry_of(config).name
 
+    def node_of(self, config: Any) -> dict[str, str]:
+        """What a YAML node says to name the part (and variant) that a typed configuration belongs to."""
+        entry = self._entry_of(config)
+        return {self.tag: entry.name, **({COMPAT: entry.compat} if self.get(entry.name).variants else {})}
+
     def _entry_of(self, config: Any) -> RegistryEntry:
-        for entry in self._entries.values():
-            if entry.target is config if entry.config is None else entry.config is type(config):
-                return entry
+        for named in self._entries.values():
+            for entry in (named, *named.variants.values()):
+                if entry.target is config if entry.config is None else entry.config is type(config):
+                    return entry
         raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
 
     def __contains__(self, name: str) -> bool:

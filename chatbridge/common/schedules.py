@@ -54,10 +54,7 @@ def linear_warmup_step(config: StepConfig, run: Any) -> Schedule:
     def by_epoch(step: int) -> float:
         return max(config.min_lr, run.init_lr * config.lr_decay_rate ** (step // run.iters_per_epoch))
 
-    warm = _warmed_up(config, run, by_epoch)
-    if run.compat != "original":
-        return warm
-    return lambda step: by_epoch(step) if step >= run.iters_per_epoch else warm(step)  # no ramp after the first epoch
+    return _warmed_up(config, run, by_epoch)
 
 
 @SCHEDULES.register("linear_warmup_constant_lr", config=WarmupConfig)
@@ -68,8 +65,6 @@ def linear_warmup_constant(config: WarmupConfig, run: Any) -> Schedule:
 
 def _warmed_up(config: WarmupConfig, run: Any, after: Schedule) -> Schedule:
     """`after`, behind a ramp from `warmup_lr` to `init_lr`.
-
-    Under ``compat: original`` a warm-up longer than an epoch restarts at every epoch, as in the original code.
 
     Raises:
         ValueError: a negative rate, a warm-up longer than the run.
@@ -83,7 +78,6 @@ def _warmed_up(config: WarmupConfig, run: Any, after: Schedule) -> Schedule:
     def rate(step: int) -> float:
         if step >= config.warmup_steps:
             return after(step)
-        ramp = step % run.iters_per_epoch if run.compat == "original" else step
-        return min(run.init_lr, start + (run.init_lr - start) * ramp / config.warmup_steps)
+        return min(run.init_lr, start + (run.init_lr - start) * step / config.warmup_steps)
 
     return rate

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from chatbridge.common.documents import repaired
-from chatbridge.common.registry import Registry, nearest
+from chatbridge.common.registry import COMPAT, DEFAULT, Registry, RegistryEntry, nearest
 
 REQUIRED = MISSING
 """Default of a key that the user must give."""
@@ -140,7 +140,8 @@ class Binder:
                 continue
             if name not in fields:
                 moved = getattr(cls, "MOVED", {}).get(name)  # earlier keys and where they are now
-                hint = f"it is {moved} now" if moved else nearest(name if isinstance(name, str) else "", list(fields))
+                known = [*fields, *skip]
+                hint = f"it is {moved} now" if moved else nearest(name if isinstance(name, str) else "", known)
                 self.problem(join(where, name), f"unknown key; {hint}")
                 continue
             values[name] = self.value(hints[name], value, join(where, name), fields[name].metadata)
@@ -175,7 +176,11 @@ class Binder:
             if extra:
                 self.problem(join(where, extra[0]), f"{registry.kind} '{entry.name}' takes no keys")
             return entry.target
-        return self.dataclass(entry.config, node, where, skip=(tag,))
+        if not entry.variants:
+            return self.dataclass(entry.config, node, where, skip=(tag,))
+        compat = self.value(str, node.get(COMPAT, DEFAULT), join(where, COMPAT), compat_key(entry))
+        chosen = entry.variants.get(compat, entry)
+        return self.dataclass(chosen.config, node, where, skip=(tag, COMPAT))
 
     def value(self, hint: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
         """One value, checked against its type hint and its key's metadata."""
@@ -261,6 +266,12 @@ class Binder:
         return str(places[0])
 
 
+def compat_key(entry: RegistryEntry) -> dict[str, Any]:
+    """What `key` would say of the key `COMPAT` of a part with variants."""
+    told = "; ".join(f"{compat}: {variant.help}" for compat, variant in entry.variants.items())
+    return {"help": told, "choices": (DEFAULT, *entry.variants)}
+
+
 def bind(cls: type[T], mapping: Mapping, source: str = "configuration", folder: str | Path = ".") -> T:
     """An instance of the dataclass `cls` from a mapping, every key checked.
 
@@ -287,7 +298,7 @@ def to_plain(config: Any, registry: Registry | None = None) -> Any:
         return {name: to_plain(value, registry) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_plain(value, registry) for value in config]
-    name = {registry.tag: registry.name_of(config)} if registry is not None and config is not None else {}
+    name = registry.node_of(config) if registry is not None and config is not None else {}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return name or config  # a component without keys is its class
     keys = {f.name: to_plain(getattr(config, f.name), f.metadata.get("registry")) for f in dataclasses.fields(config)}

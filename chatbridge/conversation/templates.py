@@ -42,13 +42,13 @@ class Templates:
             by_task |= _checked(file, data)
         return cls(by_task, generic)
 
-    def choices(self, task: str, kind: str, names: Sequence[str] = (), exact: bool = False) -> tuple[str, ...]:
+    def choices(self, task: str, kind: str, names: Sequence[str] = ()) -> tuple[str, ...]:
         """The templates of a task.
 
         Args:
             task: its full name ("ta-shortqa"), looked up first.
-            kind: what follows the modalities ("shortqa"), looked up next unless `exact`; every other kind of
-                question falls back to "normalqa".
+            kind: what follows the modalities ("shortqa"), looked up next; every other kind of question falls back to
+                "normalqa".
             names: the modalities' names, for ``{media}``; without any, a question stands for itself.
 
         Raises:
@@ -56,14 +56,13 @@ class Templates:
         """
         if task in self.by_task:
             return self.by_task[task]
-        if not exact:
-            if not names and kind.endswith("qa"):
-                return (QUESTION,)
-            found = self.generic.get(kind) or (self.generic.get("normalqa") if kind.endswith("qa") else None)
-            if found and names:
-                media = " and ".join(names)
-                return tuple(text.replace(_MEDIA, media) for text in found)
-        known = ", ".join(sorted({*self.by_task, *(() if exact else self.generic)}))
+        if not names and kind.endswith("qa"):
+            return (QUESTION,)
+        found = self.generic.get(kind) or (self.generic.get("normalqa") if kind.endswith("qa") else None)
+        if found and names:
+            media = " and ".join(names)
+            return tuple(text.replace(_MEDIA, media) for text in found)
+        known = ", ".join(sorted({*self.by_task, *self.generic}))
         raise ValueError(f"no templates for task '{task}', only for: {known}; add a list of them to a template file")
 
 

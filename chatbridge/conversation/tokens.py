@@ -2,13 +2,13 @@
 
 Done in the data-loader worker. When a sample is too long, media are never cut and a label always remains: first
 whole exchanges go, then the middle of long prompt text, then the tail of the answer; what still does not fit is
-refused. ``compat="original"`` cuts as the original does (fact sheet 2.3), which may remove every label.
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from chatbridge.common.batch import IGNORE
 from chatbridge.common.documents import repaired
@@ -52,7 +52,7 @@ class TokenizedSample:
 
 
 @dataclass(slots=True)
-class _Piece:
+class Piece:
     """A segment's tokens (text) or its number of positions (media)."""
 
     ids: list[int]
@@ -64,84 +64,12 @@ class _Piece:
         return self.length if self.media is not None else len(self.ids)
 
 
-def tokenize(
-    sample_id: str,
-    segments: Sequence[Segment],
-    tokenizer: Tokenizer,
-    rows: Mapping[str, int],
-    max_tokens: int | None = None,
-    budget: str = "all",
-    compat: str = "default",
-) -> TokenizedSample:
-    """Tokenise the pieces of one sample, each on its own, and make them fit.
-
-    Args:
-        sample_id: named in errors.
-        segments: what `PromptFormat.segments` or `caption_segments` gave.
-        tokenizer: the language model's.
-        rows: modality -> positions that one medium of it fills.
-        max_tokens: the limit, BOS not counted; None for no limit.
-        budget: what the limit counts: "all" positions, media included (stage 2), or "text" alone (stage 1).
-        compat: "original" cuts at the limit whatever stands there and, with budget "text", ignores every label that
-            equals the padding id.
+def fit_into(sample_id: str, pieces: Sequence[Piece], limit: int) -> list[Piece]:
+    """Shorten until everything fits, keeping all media and, where there was one, a supervised token.
 
     Raises:
-        ValueError: a modality that `rows` does not have, or a sample that cannot be made to fit.
+        ValueError: when that cannot be.
     """
-    if budget not in ("all", "text"):
-        raise ValueError(f"budget is 'all' or 'text', not '{budget}'")
-    pieces = [_piece(sample_id, segment, tokenizer, rows) for segment in segments]
-    sample = _assemble(sample_id, pieces)
-    media = sum(slot.length for slot in sample.slots)
-    limit = len(sample) if max_tokens is None else max_tokens + (media if budget == "text" else 0)
-    if len(sample) > limit:
-        before = _text_length(pieces)
-        pieces = _first(pieces, limit) if compat == "original" else _fit(sample_id, pieces, limit)
-        sample = _assemble(sample_id, pieces)
-        sample.cut = before - _text_length(pieces)
-    if compat == "original" and budget == "text":
-        sample.labels = [IGNORE if label == tokenizer.pad_id else label for label in sample.labels]
-    return sample
-
-
-def _piece(sample_id: str, segment: Segment, tokenizer: Tokenizer, rows: Mapping[str, int]) -> _Piece:
-    if isinstance(segment, Text):
-        # Here all text passes on its way to a tokenizer, and tokenizers refuse what is not Unicode.
-        return _Piece(tokenizer.encode(repaired(segment.text)), segment.supervised)
-    if segment.modality not in rows:
-        raise ValueError(
-            f"sample '{sample_id}' shows '{segment.modality}', which this model has no bridge for; "
-            f"it has: {', '.join(sorted(rows)) or 'none'}"
-        )
-    return _Piece([], media=segment, length=segment.count * rows[segment.modality])
-
-
-def _assemble(sample_id: str, pieces: Sequence[_Piece]) -> TokenizedSample:
-    sample = TokenizedSample(sample_id, [], [])
-    for piece in pieces:
-        if piece.media is not None:
-            slot = Slot(piece.media.modality, len(sample.input_ids), piece.length, piece.media.count)
-            sample.slots.append(slot)
-            sample.input_ids += [0] * piece.length
-            sample.labels += [IGNORE] * piece.length
-        else:
-            sample.input_ids += piece.ids
-            sample.labels += piece.ids if piece.supervised else [IGNORE] * len(piece.ids)
-    return sample
-
-
-def _first(pieces: Sequence[_Piece], limit: int) -> list[_Piece]:
-    """The first `limit` positions, as the original cuts: through a slot, too, whose later rows are then left out."""
-    kept, room = [], limit
-    for piece in pieces:
-        taken = min(len(piece), room)
-        kept.append(replace(piece, ids=piece.ids[:taken], length=taken if piece.media is not None else 0))
-        room -= taken
-    return kept
-
-
-def _fit(sample_id: str, pieces: Sequence[_Piece], limit: int) -> list[_Piece]:
-    """Shorten until everything fits, keeping all media and, where there was one, a supervised token."""
     pieces = _drop_exchanges(list(pieces), limit)
     over = sum(map(len, pieces)) - limit
     if over <= 0:
@@ -164,7 +92,70 @@ def _fit(sample_id: str, pieces: Sequence[_Piece], limit: int) -> list[_Piece]:
     return pieces
 
 
-def _drop_exchanges(pieces: list[_Piece], limit: int) -> list[_Piece]:
+def tokenize(
+    sample_id: str,
+    segments: Sequence[Segment],
+    tokenizer: Tokenizer,
+    rows: Mapping[str, int],
+    max_tokens: int | None = None,
+    budget: str = "all",
+    fit: Callable[[str, Sequence[Piece], int], list[Piece]] = fit_into,
+) -> TokenizedSample:
+    """Tokenise the pieces of one sample, each on its own, and make them fit.
+
+    Args:
+        sample_id: named in errors.
+        segments: what `PromptFormat.segments` or `caption_segments` gave.
+        tokenizer: the language model's.
+        rows: modality -> positions that one medium of it fills.
+        max_tokens: the limit, BOS not counted; None for no limit.
+        budget: what the limit counts: "all" positions, media included (stage 2), or "text" alone (stage 1).
+        fit: makes pieces fit that are over the limit.
+
+    Raises:
+        ValueError: a modality that `rows` does not have, or a sample that cannot be made to fit.
+    """
+    if budget not in ("all", "text"):
+        raise ValueError(f"budget is 'all' or 'text', not '{budget}'")
+    pieces = [_piece(sample_id, segment, tokenizer, rows) for segment in segments]
+    sample = _assemble(sample_id, pieces)
+    media = sum(slot.length for slot in sample.slots)
+    limit = len(sample) if max_tokens is None else max_tokens + (media if budget == "text" else 0)
+    if len(sample) > limit:
+        before = _text_length(pieces)
+        pieces = fit(sample_id, pieces, limit)
+        sample = _assemble(sample_id, pieces)
+        sample.cut = before - _text_length(pieces)
+    return sample
+
+
+def _piece(sample_id: str, segment: Segment, tokenizer: Tokenizer, rows: Mapping[str, int]) -> Piece:
+    if isinstance(segment, Text):
+        # Here all text passes on its way to a tokenizer, and tokenizers refuse what is not Unicode.
+        return Piece(tokenizer.encode(repaired(segment.text)), segment.supervised)
+    if segment.modality not in rows:
+        raise ValueError(
+            f"sample '{sample_id}' shows '{segment.modality}', which this model has no bridge for; "
+            f"it has: {', '.join(sorted(rows)) or 'none'}"
+        )
+    return Piece([], media=segment, length=segment.count * rows[segment.modality])
+
+
+def _assemble(sample_id: str, pieces: Sequence[Piece]) -> TokenizedSample:
+    sample = TokenizedSample(sample_id, [], [])
+    for piece in pieces:
+        if piece.media is not None:
+            slot = Slot(piece.media.modality, len(sample.input_ids), piece.length, piece.media.count)
+            sample.slots.append(slot)
+            sample.input_ids += [0] * piece.length
+            sample.labels += [IGNORE] * piece.length
+        else:
+            sample.input_ids += piece.ids
+            sample.labels += piece.ids if piece.supervised else [IGNORE] * len(piece.ids)
+    return sample
+
+
+def _drop_exchanges(pieces: list[Piece], limit: int) -> list[Piece]:
     """Leave out whole exchanges behind the last medium, but never the first one nor a question still open.
 
     In training the latest go: what remains is the beginning of the dialogue, as it was. In generation the oldest go,
@@ -180,7 +171,7 @@ def _drop_exchanges(pieces: list[_Piece], limit: int) -> list[_Piece]:
     return pieces
 
 
-def _shorten(pieces: Sequence[_Piece], amount: int) -> int:
+def _shorten(pieces: Sequence[Piece], amount: int) -> int:
     """Take up to `amount` tokens out of the middles of the longest pieces; returns how many were taken."""
     total = sum(map(len, pieces))
     low, high = 2 * _EDGE, max([2 * _EDGE, *map(len, pieces)])
@@ -199,9 +190,9 @@ def _shorten(pieces: Sequence[_Piece], amount: int) -> int:
     return total - sum(map(len, pieces))
 
 
-def _media_length(pieces: Sequence[_Piece]) -> int:
+def _media_length(pieces: Sequence[Piece]) -> int:
     return sum(len(piece) for piece in pieces if piece.media is not None)
 
 
-def _text_length(pieces: Sequence[_Piece]) -> int:
+def _text_length(pieces: Sequence[Piece]) -> int:
     return sum(len(piece) for piece in pieces if piece.media is None)

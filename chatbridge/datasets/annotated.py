@@ -51,8 +51,8 @@ class AnnotatedDataset(TaskDataset):
         super().__init__(config, name, parts, open, served=config.media)
         self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
         files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
-        compat = parts.task.compat
-        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not open, compat) for file in files]
+        parse = parts.task.parse
+        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not open, parse) for file in files]
         self.skipped = [line for records in self.lists for line in records.skipped]
         # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
         self._ends = list(accumulate(len(records) for records in self.lists))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class AnnotationFile(Sequence):
         invalid: "error" refuses a file with bad entries; "skip" leaves them out; "tell" does, too, and does not mind
             when nothing is left: see `bad`.
         answered: whether entries need answers (training) or may lack them (prediction).
-        compat: as for `Record.parse`.
+        parse: makes a record of an entry and its number.
 
     Attributes:
         bad: the entries that were left out.
@@ -53,18 +53,18 @@ class AnnotationFile(Sequence):
         kinds: Sequence[TaskKind] = (),
         invalid: str = "error",
         answered: bool = True,
-        compat: str = "default",
+        parse: Callable[[Any, int], Record] = Record.parse,
     ):
         if invalid not in ("error", "skip", "tell"):
             raise ValueError(f"invalid is 'error' or 'skip', not '{invalid}'")
         self.path = Path(path)
         self.kinds = tuple(kinds)
-        self.compat = compat
+        self.parse = parse
         self.bad: list[BadEntry] = []
         self._starts, self._ends, self._left_out = array("q"), array("q"), array("q")
         self._map: mmap.mmap | None = None
         for index, (entry, start, end) in enumerate(self._entries()):
-            record, faults = checked_entry(entry, index, self.kinds, answered, compat)
+            record, faults = checked_entry(entry, index, self.kinds, answered, parse)
             if faults:
                 self.bad.append(BadEntry(index, record.id if record else "", faults))
                 self._left_out.append(index - len(self._left_out))
@@ -99,7 +99,7 @@ class AnnotationFile(Sequence):
                 with open_regular(self.path) as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             text = self._map[self._starts[place] : self._ends[place]].decode("utf-8", "surrogateescape")
-            return Record.parse(parse_json(text, f"entry {number}"), number, self.compat)
+            return self.parse(parse_json(text, f"entry {number}"), number)
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.path}: entry {number} changed while the run had it open: {error}") from error
 
@@ -117,14 +117,18 @@ class AnnotationFile(Sequence):
 
 
 def checked_entry(
-    entry: Any, index: int, kinds: Sequence[TaskKind], answered: bool = True, compat: str = "default"
+    entry: Any,
+    index: int,
+    kinds: Sequence[TaskKind],
+    answered: bool = True,
+    parse: Callable[[Any, int], Record] = Record.parse,
 ) -> tuple[Record | None, list[str]]:
     """The record of an entry (None where none can be made), and everything that is wrong with it, in words.
 
     Arguments are those of `Record.parse` and `AnnotationFile`.
     """
     try:
-        record = Record.parse(entry, index, compat)
+        record = parse(entry, index)
     except ValueError as error:
         return None, [str(error)]
     if len(kinds) == 1:

@@ -39,28 +39,24 @@ class Collator:
         bos_id: id put in front of every sample; None for models without one.
         pad_id: id at padded positions (masked, never supervised).
         padding: "right" (training) or "left" (generation).
-        compat: "original" with padding "left" is the original's stage 2: BOS in column 0, in front of the padding and
-            with the mask of the column behind it, so that padded rows do not see it; position ids are a plain
-            count of columns. With padding "right" both forms are the same.
         pack: positions of a row that several samples share, first-fit; None gives each sample a row of its own.
     """
 
     bos_id: int | None
     pad_id: int
     padding: str = "right"
-    compat: str = "default"
     pack: int | None = None
 
     def __post_init__(self) -> None:
         if self.padding not in ("left", "right"):
             raise ValueError(f"padding is 'left' or 'right', not '{self.padding}'")
         if self.pack is not None and self.padding == "left":
-            raise ValueError("rows that are padded on the left (generation, compat: original) cannot be packed")
+            raise ValueError("rows that are padded on the left cannot be packed; remove the datasets' key pack")
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, padding: str = "right", compat: str = "default") -> Collator:
+    def of(cls, tokenizer: Tokenizer, padding: str = "right") -> Collator:
         """A collator with the ids of a tokenizer."""
-        return cls(tokenizer.bos_id, tokenizer.pad_id, padding, compat)
+        return cls(tokenizer.bos_id, tokenizer.pad_id, padding)
 
     def __call__(self, examples: Sequence[Example], sources: str | Sequence[str] = "") -> MultimodalBatch:
         """One batch.
@@ -74,8 +70,7 @@ class Collator:
         if not examples:
             raise ValueError("a batch needs at least one sample")
         sources = [sources] * len(examples) if isinstance(sources, str) else list(sources)
-        outside_bos = self.compat == "original" and self.padding == "left"
-        prefix = [] if self.bos_id is None or outside_bos else [self.bos_id]
+        prefix = [] if self.bos_id is None else [self.bos_id]
         rows = [[example] for example in examples]
         if self.pack is not None:
             packed = first_fit([len(prefix) + len(example.tokens) for example in examples], self.pack)
@@ -84,7 +79,7 @@ class Collator:
             sources = [sources[number] for row in packed for number in row]
         media = _stack_media(examples, sources)
         tensors = self._rows(rows, prefix, sorted(media))
-        batch = MultimodalBatch(
+        return MultimodalBatch(
             ids=[example.tokens.id for example in examples],
             media=media,
             dataset=sources[0] if len(set(sources)) == 1 else MIXED,
@@ -93,7 +88,6 @@ class Collator:
             groups=[example.group for example in examples],
             **tensors,
         )
-        return _original_bos(batch, self.bos_id) if outside_bos else batch
 
     def _rows(self, rows: list[list[Example]], prefix: list[int], modalities: list[str]) -> dict[str, Tensor]:
         """The batch's tensors [B, L], by the names of its fields."""
@@ -124,23 +118,6 @@ class Collator:
         if self.pack is not None:
             arrays |= {"position_ids_BL": positions, "samples_BL": samples}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _original_bos(batch: MultimodalBatch, bos_id: int | None) -> MultimodalBatch:
-    """The batch with BOS in front of its left padding and plain position ids (golden README, stage 2 assembly)."""
-
-    def front(t: Tensor, column: Tensor) -> Tensor:
-        return torch.cat([column, t], dim=1)
-
-    if bos_id is not None:
-        column = torch.full_like(batch.input_ids_BL[:, :1], bos_id)
-        batch.input_ids_BL = front(batch.input_ids_BL, column)
-        batch.attention_mask_BL = front(batch.attention_mask_BL, batch.attention_mask_BL[:, :1])
-        batch.labels_BL = front(batch.labels_BL, torch.full_like(column, IGNORE))
-        batch.slots_BL = front(batch.slots_BL, torch.full_like(column, TEXT))
-    rows, length = batch.input_ids_BL.shape
-    batch.position_ids_BL = torch.arange(length).expand(rows, length).clone()
-    return batch
 
 
 def _stack_media(examples: Sequence[Example], sources: Sequence[str]) -> dict[str, Tensor | RawMedia]:

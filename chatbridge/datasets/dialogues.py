@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from chatbridge.conversation.dialogue import Dialogue, Source
 from chatbridge.conversation.templates import QUESTION, Templates
-from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, ORIGINAL_PREFIXES, TaskKind
+from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.processors.text import pre_caption
 
 MAX_ENTRIES = 8
 """Entries of a conversation that are kept: four exchanges, as in the original."""
 
-_ORIGINAL_TAGS = ("<image>", "<video>", "<audio>")
+TAGS = ("<image>", "<video>", "<audio>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,18 @@ class DialogueMaker:
     Args:
         kind: what is shown and asked.
         templates: what the human says for captions, questions and OCR.
-        compat: "original" removes placeholder tags only beside a line break, and wants templates for the very task
-            name. (Its other data quirks are read with the annotations.)
         names: words for modalities in templates, where they are not their own names.
         max_entries: how many entries of a conversation are kept (None: all).
     """
 
     kind: TaskKind
     templates: Templates
-    compat: str = "default"
     names: Mapping[str, str] = field(default_factory=dict)
     max_entries: int | None = MAX_ENTRIES
 
     def __post_init__(self) -> None:
-        if self.compat == "original" and self.kind.prefix not in ORIGINAL_PREFIXES:
-            raise ValueError(f"the original cannot render task '{self.kind.name}'; use compat: default")
         if self.kind.asks or self.kind.kind in (CAPTION, OCR):
-            self._templates()  # a missing list is found now, not at the first sample
+            self.choices()  # a missing list is found now, not at the first sample
 
     def sample(self, record: Record, rng: random.Random | None = None, item: int | None = None) -> Sample:
         """One sample of a record.
@@ -93,7 +88,7 @@ class DialogueMaker:
         turns = record.turns[: 2 if single else self.max_entries]
         exchanges = []
         for place in range(0, len(turns), 2):
-            question = self._clean(turns[place][1])
+            question = self.clean(turns[place][1])
             answer = turns[place + 1][1] if place + 1 < len(turns) else None
             exchanges.append((question, answer))
         if len(exchanges) > 1 and exchanges[-1][1] is None:
@@ -112,16 +107,18 @@ class DialogueMaker:
         return Sample(record.id + suffix, dialogue, record.references or tuple(references), record.group)
 
     def _prompt(self, question: str | None, rng: random.Random | None) -> str:
-        choices = self._templates()
+        choices = self.choices()
         text = choices[0] if rng is None else rng.choice(choices)
         return text if question is None else text.replace(QUESTION, question)
 
-    def _templates(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str, ...]:
+        """The templates of this kind. Raises ValueError when there are none."""
         names = [self.names.get(modality, modality) for modality in self.kind.modalities]
-        return self.templates.choices(self.kind.name, self.kind.kind, names, exact=self.compat == "original")
+        return self.templates.choices(self.kind.name, self.kind.kind, names)
 
-    def _clean(self, text: str) -> str:
-        return clean_tags(text, self.kind.modalities, self.compat)
+    def clean(self, text: str) -> str:
+        """A question of a conversation, without what stood for media in its source."""
+        return clean_tags(text, self.kind.modalities)
 
 
 def sources_of(record: Record, modalities: Sequence[str]) -> tuple[Source, ...]:
@@ -145,18 +142,11 @@ def caption_of(record: Record, rng: random.Random | None = None, clean: Callable
     return clean(_draw(record.captions, rng))
 
 
-def clean_tags(text: str, modalities: Sequence[str] = (), compat: str = "default") -> str:
-    """A question without tags such as ``<image>`` that stood for media in its source.
-
-    By default wherever they stand; "original" removes those of its three modalities, and only beside a line break.
-    """
-    tags = _ORIGINAL_TAGS
-    if compat != "original":
-        tags = (*tags, *(f"<{modality}>" for modality in modalities))
+def clean_tags(text: str, modalities: Sequence[str] = ()) -> str:
+    """A question without tags such as ``<image>`` that stood for media in its source."""
+    tags = (*TAGS, *(f"<{modality}>" for modality in modalities))
     for tag in tags:
         text = text.replace(tag + "\n", "").replace("\n" + tag, "")
-    if compat == "original":
-        return text
     return re.sub("|".join(r"[ \t]*" + re.escape(tag) for tag in tags), "", text).strip()
 
 

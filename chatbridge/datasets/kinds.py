@@ -24,9 +24,6 @@ PREFIXES = {
 }
 """The original's short names for sets of modalities ("t" is text alone), in the order they are shown."""
 
-ORIGINAL_PREFIXES = ("ti", "tv", "ta", "tva")
-"""The prefixes that the original's stage 2 can render."""
-
 CAPTION, OCR, CONVERSATION = "cap", "ocr", "conv"
 FIRST_PAIR = ("det", "rea")
 KINDS = (CAPTION, "shortqa", "normalqa", OCR, *FIRST_PAIR, CONVERSATION)

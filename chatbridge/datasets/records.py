@@ -48,13 +48,11 @@ class Record:
     problems: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, entry: Any, index: int = 0, compat: str = "default") -> Record:
+    def parse(cls, entry: Any, index: int = 0) -> Record:
         """A record from a JSON entry. A value that is null, NaN, infinite, blank or an empty list is missing.
 
         Args:
             entry: the JSON object; index: its place in the list.
-            compat: "original" keeps two of the original's quirks: an absent caption is the text "[None]", and a
-                list of answers to one question is one answer, the list as Python prints it.
 
         Raises:
             ValueError: no JSON object; where it stands is for the caller to say. What is wrong with the values of
@@ -82,18 +80,13 @@ class Record:
         named = [] if is_blank(entry.get("id")) else [entry["id"]]
         named += [value[0] for value in (shared, *files.values()) if value]
         caption = entry.get("desc") if not is_blank(entry.get("desc")) else entry.get("caption")
-        answer = entry.get("answer")
-        if compat == "original":
-            caption = "[None]" if _missing(caption) else caption
-            if isinstance(answer, list) and not isinstance(entry.get("question"), list):
-                answer = str(answer)
         return cls(
             id=repaired(str(named[0])) if named else f"#{index}",
             files=files,
             shared=shared,
             descriptions=descriptions,
             captions=read("caption", _texts, caption, "caption"),
-            pairs=read("question", _pairs, entry.get("question"), answer),
+            pairs=read("question", _pairs, entry.get("question"), entry.get("answer")),
             ocr=read("text", _texts, entry.get("text"), "text"),
             turns=read("conversations", _turns, entry.get("conversations")),
             references=read("references", _texts, entry.get("references"), "references"),
@@ -166,10 +159,10 @@ def is_blank(value: Any) -> bool:
         return not value or value.isspace()
     if isinstance(value, list):
         return all(map(is_blank, value))
-    return _missing(value)
+    return is_missing(value)
 
 
-def _missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Null, and what stands for it in JSON that tables were written to: NaN, infinity."""
     return value is None or isinstance(value, float) and not isfinite(value)
 
@@ -178,16 +171,16 @@ def _string(value: Any, name: str) -> str:
     """A string; numbers and booleans are written out ("yes"/"no" are for the annotator to write)."""
     if isinstance(value, str):
         return repaired(value)
-    if isinstance(value, (int, float)) and not _missing(value):
+    if isinstance(value, (int, float)) and not is_missing(value):
         return str(value)
     raise ValueError(
-        f"'{name}' is missing" if _missing(value) else f"'{name}' must be text, not {type(value).__name__}"
+        f"'{name}' is missing" if is_missing(value) else f"'{name}' must be text, not {type(value).__name__}"
     )
 
 
 def _files(value: Any, name: str) -> tuple[str, ...]:
     """Names of files, as they are given: those of a disk need not be text."""
-    if _missing(value):
+    if is_missing(value):
         return ()
     if is_blank(value):
         raise ValueError(f"'{name}' names no file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chatbridge.common.documents import parse_json
@@ -13,20 +13,24 @@ from chatbridge.processors.base import MediaError
 
 
 def annotation(
-    where: str, members: Mapping[str, Any], kinds: Sequence[TaskKind], answered: bool = True, compat: str = "default"
+    where: str,
+    members: Mapping[str, Any],
+    kinds: Sequence[TaskKind],
+    answered: bool = True,
+    parse: Callable[[Any, int], Record] = Record.parse,
 ) -> Record:
     """The record of a sample, from its ``.json``, with its ``.txt`` as caption where that has none.
 
     Args:
         where: shard and key, for messages. members: ending -> bytes of its texts, and ``__key__``.
-        kinds, answered, compat: as for `AnnotationFile`. What an entry says of files only chooses among members, so
+        kinds, answered, parse: as for `AnnotationFile`. What an entry says of files only chooses among members, so
             that nothing about it is refused.
 
     Raises:
         MediaError: no annotation, or a malformed one.
     """
     try:
-        record = Record.parse({"id": members["__key__"], **_entry(where, members)}, 0, compat)
+        record = parse({"id": members["__key__"], **_entry(where, members)}, 0)
         for kind in kinds:
             record.check(kind, answered, files=False)
     except ValueError as error:

@@ -209,7 +209,7 @@ class ShardDataset(TaskDataset):
         where = f"{shard.url}/{members['__key__']}"
         if PROBLEM in members:
             raise MediaError(where, members[PROBLEM])
-        record = annotation(where, members, self.kinds, not self.open, self.parts.task.compat)
+        record = annotation(where, members, self.kinds, not self.open, self.parts.task.parse)
         for modality in {modality for kind in self.kinds for modality in kind.modalities}:
             chosen = members_of(where, record, modality, members, tuple(self.processors[modality].extensions))
             # The record was made here, and so was its table of files.

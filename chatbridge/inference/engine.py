@@ -220,10 +220,7 @@ class Engine:
             return processor.blank()
         medium.check_unchanged()
         with reading(medium.source):
-            tensor = processor.load(medium.source)
-        if tensor is None:  # only with compat: original, where a sound of under 25 ms gives nothing
-            raise MediaError(medium.name, f"is too short for {medium.modality}")
-        return tensor
+            return processor.load(medium.source)
 
     def embed(self, prompt: Prompt, start: int = 0) -> Tensor:
         """Embeddings [1, L - start, D] of a prompt from a position on."""

@@ -37,7 +37,6 @@ class ChatBridgeConfig:
     weights: list[str] = key(
         [], help="checkpoints to start from, in this order: ours, the original's, BLIP-2's, MiniGPT-4's", path=True
     )
-    compat: str = key("default", help="'original': the published code's quirks too", choices=("default", "original"))
 
 
 @dataclass
@@ -81,7 +80,6 @@ class ChatBridge(nn.Module):
     def __init__(self, config: ChatBridgeConfig, llm: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.compat = config.compat
         self.llm = llm if llm is not None else LLMS.build(config.llm)
         self.bridges = nn.ModuleDict()
         self._route: dict[str, str] = {}
@@ -142,13 +140,6 @@ class ChatBridge(nn.Module):
             )
         return self.bridges[self._route[modality]]
 
-    def train(self, mode: bool = True) -> ChatBridge:
-        """Frozen parts stay in eval mode (each sees to it itself), so that only perceivers drop out."""
-        super().train(mode)
-        if self.compat == "original":
-            nn.Module.train(self.llm, mode)  # of no effect for LLaMA, which has no dropout
-        return self
-
     def encode(self, modality: str, media_NT: Tensor) -> Tensor:
         """Media [N, T, ...] to rows [N, R, D]."""
         return self.bridge_of(modality)(media_NT)
@@ -162,16 +153,21 @@ class ChatBridge(nn.Module):
         counts_MB = _positions_per_modality(batch)
         embeds_BLD = self.llm.embed(batch.input_ids_BL)
         for modality, counts_B in zip(batch.modalities, counts_MB, strict=True):
-            rows_NRD = self.encode(modality, batch.media[modality])
-            if self.compat != "original":
-                _check_counts(batch.ids, modality, counts_B, *rows_NRD.shape[:2])
-            mask_BL, rows_ND = batch.slot_mask_BL(modality), rows_NRD.flatten(0, 1)
-            if sum(counts_B) != len(rows_ND):
-                rows_ND = _cut_as_text(rows_ND, mask_BL, modality)
+            rows_ND = self.rows_to_place(batch.ids, modality, counts_B, self.encode(modality, batch.media[modality]))
+            mask_BL = batch.slot_mask_BL(modality)
             embeds_BLD = embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), rows_ND.to(embeds_BLD.dtype))
         if self.training and self.every_branch:
             embeds_BLD = embeds_BLD + self._idle_branches(batch).to(embeds_BLD.dtype)
-        return self._blank_left_padding(embeds_BLD, batch) if self.compat == "original" else embeds_BLD
+        return embeds_BLD
+
+    def rows_to_place(self, ids: list[str], modality: str, counts_B: list[int], rows_NRD: Tensor) -> Tensor:
+        """The rows [positions, D] that go into a modality's positions, of which each sample has `counts_B`.
+
+        Raises:
+            ValueError: when they are not as many as the positions.
+        """
+        _check_counts(ids, modality, counts_B, *rows_NRD.shape[:2])
+        return rows_NRD.flatten(0, 1)
 
     def _idle_branches(self, batch: MultimodalBatch) -> Tensor:
         """Zero, by way of every trainable parameter that this batch has no use for."""
@@ -187,14 +183,8 @@ class ChatBridge(nn.Module):
         """The trainable parameters that a batch may leave unused, by bridge; shared ones stand under each."""
         return {name: [p for p in bridge.parameters() if p.requires_grad] for name, bridge in self.bridges.items()}
 
-    def _blank_left_padding(self, embeds_BLD: Tensor, batch: MultimodalBatch) -> Tensor:
-        """The original pads on the left with zeros, behind BOS; nothing visible depends on it."""
-        left_BL = batch.attention_mask_BL.cumsum(1) == 0
-        padding_BL = left_BL & torch.isin(batch.input_ids_BL, batch.input_ids_BL.new_tensor(self.llm.eos_ids))
-        return embeds_BLD.masked_fill(padding_BL.unsqueeze(-1), 0.0)
-
     def forward(self, batch: MultimodalBatch, return_logits: bool = False) -> Output:
-        """Loss of a batch. A batch without one supervised token has loss 0 (compat original: nan), gradients 0."""
+        """Loss of a batch. A batch without one supervised token has loss 0, gradients 0."""
         embeds_BLD = self.fuse(batch)
         keep_BL = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
         keep_BL[:, :-1] = batch.labels_BL[:, 1:] != IGNORE
@@ -207,18 +197,22 @@ class ChatBridge(nn.Module):
         losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
         sums_B = torch.zeros(len(sample_tokens_B), device=losses_K.device).index_add(0, owners_K, losses_K.detach())
         total = losses_K.sum()
-        if supervised == 0 and self.compat == "original":
-            loss = total + float("nan")
-        else:
-            loss = total / max(supervised, 1)
         return Output(
-            loss=loss,
+            loss=self.mean_loss(total, supervised),
             loss_sum=total,
             supervised_tokens=supervised,
             sample_losses_B=sums_B / sample_tokens_B.clamp_min(1),
             sample_tokens_B=sample_tokens_B,
             logits_KV=logits_KV if return_logits else None,
         )
+
+    def mean_loss(self, total: Tensor, supervised: int) -> Tensor:
+        """The loss, of its sum over so many supervised tokens."""
+        return total / max(supervised, 1)
+
+    def generating(self) -> None:
+        """Go into the mode that `generate` runs in."""
+        self.eval()
 
     @torch.no_grad()
     def generate(
@@ -245,11 +239,8 @@ class ChatBridge(nn.Module):
         if not bool(batch.attention_mask_BL[:, -1].all()):
             raise ValueError("prompts for generation must be padded on the left; collate them for generation")
         was_training = self.training
-        self.eval()
         try:
-            if self.compat == "original":  # the published code leaves the Q-Former's dropout on here
-                for bridge in self.bridges.values():
-                    bridge.projector.train()
+            self.generating()
             ids = self.llm.generate(
                 self.fuse(batch),
                 batch.attention_mask_BL,
@@ -332,16 +323,3 @@ def _positions(batch: MultimodalBatch) -> Tensor:
     if batch.position_ids_BL is not None:
         return batch.position_ids_BL
     return (batch.attention_mask_BL.cumsum(1) - 1).clamp_min(0)
-
-
-def _cut_as_text(rows_ND: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
-    """Rows that are left where the original's truncation cut into media: the first ones of every sample.
-
-    It has equally many media in every sample of a batch, which is what tells whose rows are whose.
-    """
-    kept_B = mask_BL.sum(1)
-    each, rest = divmod(len(rows_ND), len(kept_B))
-    if rest or bool((kept_B > each).any()):
-        raise ValueError(f"{modality}: {int(kept_B.sum())} positions in the text for {len(rows_ND)} rows")
-    keep = torch.arange(each, device=rows_ND.device) < kept_B[:, None]
-    return rows_ND.unflatten(0, (len(kept_B), each))[keep]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import PREPROCESS_ON, MediaError, MissingMedia, Source, name_of, reading
+from chatbridge.processors.base import PREPROCESS_ON, MediaError, Source, name_of, reading
 from chatbridge.processors.filter_banks import FULL_SCALE, Clip, FilterBank, RawSounds
 from chatbridge.processors.sampling import pick, split_groups
 from chatbridge.processors.sound_files import SOUNDFILE_EXTENSIONS, read_sound
@@ -51,12 +51,6 @@ class AudioConfig:
         "resampled there, too. Evaluation is as with worker",
     )
     finish: str | None = key(None, choices=PREPROCESS_ON, help="earlier name of preprocess_on")
-    compat: str = key(
-        "default",
-        choices=("default", "original"),
-        help="original: a length that is a multiple of frames_per_clip gets an empty clip more, a missing file is "
-        "all zeros, a sound under 25 ms is None",
-    )
 
     def __post_init__(self) -> None:
         self.preprocess_on, self.finish = self.finish or self.preprocess_on, None
@@ -83,29 +77,20 @@ class AudioProcessor:
     def shape(self) -> tuple[int, ...]:
         return (self.config.clips, self.config.frames_per_clip, self.config.mel_bins)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds | None:
+    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds:
         """float32 [clips, frames, mel]; `rng` given means training, raw with ``preprocess_on: device``.
 
         Raises:
             MediaError: missing, unreadable or truncated file, no sound track, not one sample, samples that are not
                 numbers, longer than `max_seconds`.
-
-        With ``compat="original"`` a missing file gives zeros, and a sound shorter than one window gives None.
         """
-        try:
-            waveform, rate = read_sound(source, self.config.max_seconds, True, self.config.read_seconds)
-        except MissingMedia:
-            if self.config.compat == "original":
-                return torch.zeros(self.shape)
-            raise
+        waveform, rate = read_sound(source, self.config.max_seconds, True, self.config.read_seconds)
         with reading(source, "cannot be analysed"):
             try:
                 raw = self.raw(waveform, rate, rng)
             except ValueError as error:
                 raise MediaError(name_of(source), str(error)) from error
-            if raw is None or (rng is not None and self.config.preprocess_on == "device"):
-                return raw
-            return raw.finished()[0]
+            return raw if rng is not None and self.config.preprocess_on == "device" else raw.finished()[0]
 
     def blank(self) -> Tensor:
         """Silence that fills every clip, put through the same pipeline (about -2.4 everywhere, not 0)."""
@@ -124,12 +109,11 @@ class AudioProcessor:
         mono = self._mono(waveform)[None]
         return self.bank.resampled(mono * FULL_SCALE if mono.is_floating_point() else mono.float(), rate)
 
-    def clips(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> Tensor | None:
+    def clips(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> Tensor:
         """The clips [clips, frames_per_clip, mel] that a waveform gives; arguments and errors as of `raw`."""
-        raw = self.raw(waveform, rate, rng)
-        return None if raw is None else raw.finished()[0]
+        return self.raw(waveform, rate, rng).finished()[0]
 
-    def raw(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> RawSounds | None:
+    def raw(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> RawSounds:
         """The clips that are taken from a waveform [channels, samples] at `rate` Hz, float in [-1, 1) or int16.
 
         Only these clips are resampled and analysed: a frame's energies depend on its own 25 ms alone.
@@ -137,7 +121,7 @@ class AudioProcessor:
         Raises:
             ValueError: when there is no sample, or one that is not a number.
         """
-        c, bank, per_clip = self.config, self.bank, self.config.frames_per_clip
+        bank, per_clip = self.bank, self.config.frames_per_clip
         if waveform.shape[-1] == 0:
             raise ValueError("has no samples (a length of zero)")
         if waveform.is_floating_point():
@@ -146,23 +130,29 @@ class AudioProcessor:
                 raise ValueError(f"has samples that are not sound (peak {peak:g}, full scale is 1)")
         mono = self._mono(waveform)
         length = bank.length(len(mono), rate)
-        if length < bank.window and c.compat == "original":
-            return None
-        if length < bank.window and rate != c.sample_rate:
-            # What is padded to one frame is the resampled sound; in a batch, its filter would ring into the padding.
-            scale = 1.0 if mono.is_floating_point() else FULL_SCALE
-            mono, rate = bank.resampled(mono[None] / scale, rate)[0], c.sample_rate
+        if length < bank.window:
+            mono, rate = self.below_one_frame(mono, rate)
         frames = 1 + (max(length, bank.window) - bank.window) // bank.shift
-        # The original pads by 1 to per_clip frames, so that a sound that fits exactly gets an empty clip.
-        available = frames // per_clip + 1 if c.compat == "original" else -(-frames // per_clip)
         clips, parts = [], []
-        for chosen in self.choose(available, rng):
+        for chosen in self.choose(self.clips_of(frames), rng):
             first, last = chosen * per_clip, min((chosen + 1) * per_clip, frames)
             begin, end, skip = bank.span(first, last, rate) if first < last else (0, 0, 0)
             clips.append(Clip(rate, skip, max(0, last - first)))
             parts.append(mono[begin:end])
         samples = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) if len(parts) > 1 else parts[0][None]
         return RawSounds(samples[None], (tuple(clips),), bank)
+
+    def below_one_frame(self, mono: Tensor, rate: int) -> tuple[Tensor, int]:
+        """A sound [samples] shorter than the 25 ms of a frame, as it can be padded to them, and its rate."""
+        if rate == self.config.sample_rate:
+            return mono, rate
+        # What is padded to one frame is the resampled sound; in a batch, its filter would ring into the padding.
+        scale = 1.0 if mono.is_floating_point() else FULL_SCALE
+        return self.bank.resampled(mono[None] / scale, rate)[0], self.config.sample_rate
+
+    def clips_of(self, frames: int) -> int:
+        """How many clips so many frames fill, the last of them perhaps in part."""
+        return -(-frames // self.config.frames_per_clip)
 
     def choose(self, available: int, rng: random.Random | None = None) -> list[int]:
         """Which of `available` clips are taken; numbers from `available` up stand for empty ones."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chatbridge.common.batch import RawMedia
 from chatbridge.contracts import Processor
-from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, name_of, reading
+from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, reading
 
 SUSPECT = re.compile(r"^[./\\]*$|^[/\\]|\.\.|[\0:]")
 """What a file name that leaves its folder, or means the folder itself, has at least one of."""
@@ -112,11 +112,7 @@ class MediaLoader:
         processor = self._processor(modality)
         source = Blob(file.name, file.read()) if isinstance(file, ArchiveMember) else self.find(modality, file)
         with reading(source):
-            tensor = processor.load(source, rng)
-        if tensor is None:  # only with compat: original, where a sound of under 25 ms gives nothing
-            too_short = f"is too short for a {modality} (compat: original refuses what default pads)"
-            raise MediaError(name_of(source), too_short)
-        return tensor
+            return processor.load(source, rng)
 
     def _processor(self, modality: str) -> Processor:
         if modality not in self.processors:

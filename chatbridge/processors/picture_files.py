@@ -59,19 +59,20 @@ UPRIGHT = {
 def read_rgb(
     source: Source,
     max_pixels: int,
-    compat: str = "default",
     side: int | None = None,
     max_side: int = MAX_SIDE,
     seconds: float = PICTURE_SECONDS,
+    as_stored: bool = False,
 ) -> np.ndarray:
     """A picture file as uint8 [H, W, 3]; of an animation, the first picture.
 
-    By default the camera's rotation tag is obeyed, transparency is laid on white, and grey of more than eight bits is
-    scaled (`grey_levels`); with ``compat="original"`` Pillow's plain conversion is used, which does none of the three.
+    The camera's rotation tag is obeyed, transparency is laid on white, and grey of more than eight bits is scaled
+    (`grey_levels`).
 
     Args:
         side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as no side falls below so many pixels.
         seconds: that it may take.
+        as_stored: none of the three: Pillow's plain conversion.
 
     Raises:
         MediaError: when the file is missing, not a picture, truncated, larger than `max_pixels`, longer than `max_side`
@@ -79,7 +80,7 @@ def read_rgb(
     """
     with reading(source, "cannot be decoded"):
         data = source.data if isinstance(source, Blob) else _jpeg_bytes(source)
-        picture = _Picture(source, data, jpeg_header(data), max_pixels, max_side, compat, side)
+        picture = _Picture(source, data, jpeg_header(data), max_pixels, max_side, as_stored, side)
         if picture.is_quick:
             return picture.decoded()
         return within(seconds, name_of(source), picture.decoded)
@@ -104,7 +105,7 @@ class _Picture:
     header: JpegHeader | None
     max_pixels: int
     max_side: int
-    compat: str
+    as_stored: bool
     side: int | None
 
     @property
@@ -129,7 +130,7 @@ class _Picture:
     def _decoded_plainly(self) -> np.ndarray | None:
         """The quick way, where there is one that gives what Pillow would; else None."""
         header = self.header
-        if header is None or header.components not in (1, 3) or (header.described and self.compat != "original"):
+        if header is None or header.components not in (1, 3) or (header.described and not self.as_stored):
             return None
         if self.side is not None and min(header.width, header.height) >= 2 * self.side:
             return None
@@ -146,7 +147,7 @@ class _Picture:
                     picture.draft(None, (self.side, self.side))
                 picture.load()
                 self._check(*picture.size)  # an icon's is known only now
-                shown = picture if self.compat == "original" else _plain(picture)
+                shown = picture if self.as_stored else _plain(picture)
                 return np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
         except UnidentifiedImageError as error:
             raise MediaError(name, "is not a picture in any format that Pillow reads") from error

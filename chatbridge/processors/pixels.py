@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -61,11 +62,6 @@ class PixelConfig:
     max_side: int = key(MAX_SIDE, help="and one that is wider or higher than this", unit="pixels", low=1, high=1 << 31)
     read_seconds: float = key(
         PICTURE_SECONDS, help="a picture that is not decoded in this time is refused", unit="seconds", low=0.1, high=1e5
-    )
-    compat: str = key(
-        "default",
-        choices=("default", "original"),
-        help="original: bilinear without antialias, camera rotation and transparency ignored",
     )
 
     def __post_init__(self) -> None:
@@ -130,6 +126,8 @@ class PixelTransform:
     config: PixelConfig
     mean: Tensor = field(init=False)
     std: Tensor = field(init=False)
+    antialias: ClassVar[bool] = True
+    as_stored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         c = self.config
@@ -142,7 +140,7 @@ class PixelTransform:
         """A picture file as uint8 [H, W, 3], within the configured bounds. Raises MediaError."""
         c = self.config
         side = ceil(c.image_size * c.reducing_gap) if training and c.reducing_gap is not None else None
-        return read_rgb(source, c.max_pixels, c.compat, side, c.max_side, c.read_seconds)
+        return read_rgb(source, c.max_pixels, side, c.max_side, c.read_seconds, self.as_stored)
 
     def __call__(self, frames: Sequence[np.ndarray], rng: random.Random | None) -> Tensor | RawPixels:
         """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size], or what the device makes that of."""
@@ -195,8 +193,7 @@ class PixelTransform:
         else:
             nchw = hwc.permute(2, 0, 1)[None].float().div_(255)
         if mode == "bilinear" and target != (height, width):
-            antialias = self.config.compat != "original"
-            nchw = F.interpolate(nchw, size=target, mode="bilinear", align_corners=False, antialias=antialias)
+            nchw = F.interpolate(nchw, size=target, mode="bilinear", align_corners=False, antialias=self.antialias)
         if target == (size, size):
             return nchw
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)

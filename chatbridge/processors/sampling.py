@@ -1,7 +1,6 @@
 """Which frames of a video, or clips of a sound, are looked at.
 
-Indices only: nothing here opens a file. ``compat="original"`` repeats the original's arithmetic, slips included;
-the default asks for frames that exist, and always for as many as the model expects.
+Indices only: nothing here opens a file. They are of frames that exist, and always as many as the model expects.
 """
 
 from __future__ import annotations
@@ -36,39 +35,20 @@ def frame_groups(frames: int, wanted: int) -> list[list[int]]:
     return [[indices[i] for i in group] for group in split_groups(len(indices), wanted)]
 
 
-def uniform(frames: int, wanted: int, compat: str = "default") -> list[int]:
-    """The first frame of each of `wanted` equal stretches of the video.
-
-    The original steps by a rounded float: for some lengths (17 frames in 7 stretches) that gives one index more,
-    often past the end, and for a short video it gives fewer. By default the list is cut to `wanted`, kept inside
-    the video, and filled up with the last frame.
-    """
+def uniform(frames: int, wanted: int) -> list[int]:
+    """The first frame of each of `wanted` equal stretches of the video; one too short repeats its last frame."""
     step = frames / min(frames, wanted)
-    indices = np.arange(0, frames, step).astype(int).tolist()
-    if compat == "original":
-        return indices
-    indices = [min(i, frames - 1) for i in indices[:wanted]]
+    # A rounded step may give one index more, past the end.
+    indices = [min(int(i), frames - 1) for i in np.arange(0, frames, step)[:wanted]]
     return indices + [frames - 1] * (wanted - len(indices))
 
 
-def headtail(frames: int, wanted: int, rng: random.Random, compat: str = "default") -> list[int]:
+def headtail(frames: int, wanted: int, rng: random.Random) -> list[int]:
     """Random frames, half of them from the first half of the video and half from the second, in order.
 
-    By default an odd `wanted` takes its spare frame from the second half, and a short video repeats its last
-    frame; the original then returns fewer.
-
-    Raises:
-        ValueError: with ``compat="original"``, when not one frame is left to take.
+    An odd `wanted` takes its spare frame from the second half, and a video too short repeats its last frame.
     """
     amount, middle = min(frames, wanted), frames // 2
-    if compat == "original":
-        if amount < 2:
-            raise ValueError(f"head and tail sampling needs two frames or more, got {frames} frames, {wanted} wanted")
-        head, tail = amount // 2, amount // 2
-    else:
-        head = min(amount // 2, middle)
-        tail = amount - head
-    indices = sorted(rng.sample(range(middle), head)) + sorted(rng.sample(range(middle, frames), tail))
-    if compat == "original":
-        return indices
+    head = min(amount // 2, middle)
+    indices = sorted(rng.sample(range(middle), head)) + sorted(rng.sample(range(middle, frames), amount - head))
     return indices + [frames - 1] * (wanted - len(indices))

@@ -53,6 +53,8 @@ class VideoProcessor:
 
     modality = "video"
     extensions = VIDEO_EXTENSIONS
+    uniform = staticmethod(uniform)
+    headtail = staticmethod(headtail)
 
     def __init__(self, config: VideoConfig):
         self.config = config
@@ -84,9 +86,9 @@ class VideoProcessor:
         c = self.config
         rule = c.eval_sampling if rng is None else c.train_sampling
         if rule == "uniform":
-            return uniform(frames, c.num_frames, c.compat)
+            return self.uniform(frames, c.num_frames)
         if rule == "headtail":
-            return headtail(frames, c.num_frames, rng, c.compat)
+            return self.headtail(frames, c.num_frames, rng)
         return pick(frame_groups(frames, c.num_frames), rng)
 
     def _from_folder(self, folder: Path, rng: random.Random | None) -> list[np.ndarray]:

@@ -14,7 +14,6 @@ from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, TASKS
 from chatbridge.contracts import RowsOf
 from chatbridge.datasets.builder import Parts, TaskDataset
-from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
@@ -130,7 +129,7 @@ class Assembly:
         check_batch_sizes(self.config, world)
         if self.config.mixture.mode == "mixed":
             check_shapes(self.datasets.values())
-        collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
+        collator = self.task.collator(self.tokenizer)
         reader = MixtureReader(list(self.datasets.values()), collator, mixture.seed, rank, world, workers)
         return BatchStream(reader, mixture, workers, pin)
 
@@ -140,7 +139,7 @@ class Assembly:
         Args:
             batches: of each set at most; None takes all.
         """
-        collator = Collator.of(self.tokenizer, self.task.padding, self.task.compat)
+        collator = self.task.collator(self.tokenizer)
         for dataset in self.validation().values():
             yield HeldOut(dataset, collator, rank, world, batches)
 

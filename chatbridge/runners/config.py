@@ -124,7 +124,6 @@ class TrainingConfig(DeviceConfig):
     max_bad_share: float = key(
         0.05, resume="free", low=0.0, high=1.0, help="stop when more of a dataset's samples are unreadable"
     )
-    compat: str = key("default", choices=("default", "original"), help="original: warm-up restarts at every epoch")
 
     def __post_init__(self) -> None:
         check_betas(self.betas)

@@ -23,7 +23,6 @@ class AlignmentConfig:
     )
     end_sym: str = key("\n", help="closes a caption, and is learnt with it")
     caption: Any = key(CaptionTextConfig, registry=PROCESSORS, help="the text processor that cleans captions")
-    compat: str = key("default", choices=("default", "original"), help="original: its truncation and labels")
 
 
 @TASKS.register("alignment", config=AlignmentConfig)
@@ -36,7 +35,6 @@ class AlignmentTask(Task):
         self.config = config
         self.clean = PROCESSORS.build(config.caption)
         self.max_txt_len = config.max_txt_len
-        self.compat = config.compat
         self.stop = (config.end_sym,) if config.end_sym else ()
 
     def check_kind(self, kind: TaskKind) -> None:

@@ -6,9 +6,11 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chatbridge.conversation.segments import Segment
-from chatbridge.conversation.tokens import TokenizedSample, tokenize
+from chatbridge.conversation.tokens import TokenizedSample, fit_into, tokenize
+from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.processors.tokenizer import Tokenizer
@@ -38,16 +40,18 @@ class Task(ABC):
 
     Attributes:
         max_txt_len: the limit of `tokenize`, BOS not counted; budget: what it counts, "text" or "all" positions.
-        padding: the side on which training batches are padded.
-        compat: "default" or "original".
+        fit: makes a sample fit that is over the limit, as `tokenize` takes it.
         stop: texts that end a generated answer.
     """
 
     max_txt_len: int
     budget: str = "all"
-    padding: str = "right"
-    compat: str = "default"
+    fit = staticmethod(fit_into)
     stop: tuple[str, ...] = ()
+
+    def parse(self, entry: Any, index: int = 0) -> Record:
+        """An annotation entry, typed; see `Record.parse`."""
+        return Record.parse(entry, index)
 
     @abstractmethod
     def render(
@@ -82,5 +86,9 @@ class Task(ABC):
             rows,
             max_tokens=self.max_txt_len,
             budget=self.budget,
-            compat=self.compat,
+            fit=self.fit,
         )
+
+    def collator(self, tokenizer: Tokenizer) -> Collator:
+        """What makes training batches of samples."""
+        return Collator.of(tokenizer)

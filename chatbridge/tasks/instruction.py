@@ -24,18 +24,17 @@ class InstructionConfig:
     prompt: PromptFormat = key(PromptFormat, help="tags, separators and introductions of media")
     templates: list[str] = key([], path=True, help="template files; their lists replace or add to the built-in ones")
     max_entries: int | None = key(MAX_ENTRIES, low=2, unit="turns", help="of a conversation that are kept")
-    compat: str = key("default", choices=("default", "original"), help="original: truncation, BOS, data quirks")
 
 
 @TASKS.register("instruction", config=InstructionConfig)
 class InstructionTask(Task):
     """``###Human: <intro with media>.###Human: question###Assistant:answer###``, with the loss on answers."""
 
+    dialogue_maker = DialogueMaker
+
     def __init__(self, config: InstructionConfig):
         self.config = config
         self.max_txt_len = config.max_txt_len
-        self.compat = config.compat
-        self.padding = "left" if config.compat == "original" else "right"
         self.prompt = config.prompt
         self.stop = config.prompt.stop
         self.templates = Templates.load(*config.templates)
@@ -60,6 +59,5 @@ class InstructionTask(Task):
     def _maker(self, kind: TaskKind) -> DialogueMaker:
         if kind not in self._makers:
             config = self.config
-            names = config.prompt.names
-            self._makers[kind] = DialogueMaker(kind, self.templates, config.compat, names, config.max_entries)
+            self._makers[kind] = self.dialogue_maker(kind, self.templates, config.prompt.names, config.max_entries)
         return self._makers[kind]

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
+from chatbridge import register_all
 from chatbridge.common.checksums import sha256
 from chatbridge.common.documents import DocumentError, open_regular
 from chatbridge.common.registry import MODELS, PROCESSORS
@@ -161,7 +162,7 @@ def is_pretrained(path: str | Path) -> bool:
 
 
 def load_processors(folder: str | Path) -> dict[str, Any]:
-    """The processors of a folder, built: modality -> processor (call `chatbridge.register_all` first)."""
+    """The processors of a folder, built: modality -> processor."""
     configs = _read_section(Path(folder), "processors").processors
     return {modality: PROCESSORS.build(config) for modality, config in configs.items()}
 
@@ -175,6 +176,7 @@ def _read_section(folder: Path, name: str) -> Any:
     file = folder / CONFIG
     if not is_pretrained(folder):
         raise WeightsError(f"'{folder}' is no pretrained ChatBridge: {file} was not written by save_pretrained")
+    register_all()  # whatever config.json may name
     binder = Binder(str(file), folder)
     section = {"model": ModelSection, "processors": ProcessorSection}[name]
     settings = binder.dataclass(section, {name: read_object(file).get(name, {})}, "")

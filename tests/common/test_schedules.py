@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 
 import train
-from chatbridge.common.registry import SCHEDULES
+from chatbridge.common.registry import RUNNERS, SCHEDULES
 from chatbridge.runners.config import TrainingConfig
 from tests import tiny
+from tests.variants import MODES, configured
 
 
 @pytest.mark.parametrize("name", ["linear_warmup_cosine_lr", "linear_warmup_step_lr", "linear_warmup_constant_lr"])
-@pytest.mark.parametrize("compat", ["default", "original"])
+@pytest.mark.parametrize("compat", MODES)
 def test_a_warm_up_from_minus_one_starts_at_the_peak(name, compat):
     settings = {"init_lr": 3e-4, "min_lr": 1e-5, "warmup_steps": 6, "iters_per_epoch": 10, "max_epoch": 2}
-    parts = {"output_dir": "", "lr_sched": SCHEDULES.configured(name), "compat": compat}
-    schedule = TrainingConfig(**settings, **parts, warmup_lr=-1).schedule()
+    parts = {"output_dir": "", "lr_sched": SCHEDULES.configured(name), "warmup_lr": -1}
+    schedule = configured(RUNNERS, "training", compat, **settings, **parts).schedule()
     assert [schedule(step) for step in range(6)] == [3e-4] * 6
     assert all(1e-5 <= schedule(step) <= 3e-4 for step in range(20))
 

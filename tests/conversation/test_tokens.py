@@ -79,16 +79,6 @@ def test_a_long_question_loses_its_middle_and_the_answer_stays_whole(tokenizer):
     assert "night?###Assistant:" in text
 
 
-def test_the_original_cut_the_labels_away(tokenizer):
-    segments = joint([("is it " + "a dog or " * 60 + "at night?", "yes, it is.")])
-    sample = tokenize("s", segments, tokenizer, QUERIES, 80, compat="original")
-    assert len(sample) == 80
-    assert labelled(sample) == []
-    inside = tokenize("s", segments, tokenizer, QUERIES, sample.slots[-1].start + 2, compat="original")
-    assert [slot.length for slot in inside.slots[:-1]] == [slot.length for slot in sample.slots[:-1]]
-    assert inside.slots[-1].length == 2 < sample.slots[-1].length
-
-
 def test_training_drops_the_latest_exchanges(tokenizer):
     exchanges = [(f"what is in the park {i}?", "the dog looks at the river") for i in range(6)]
     full = tokenize("s", joint(exchanges, chat=True), tokenizer, QUERIES)
@@ -120,12 +110,6 @@ def test_stage_1_counts_text_alone(tokenizer):
     assert len(labelled(sample)) == 5
     with pytest.raises(ValueError, match="budget"):
         tokenize("s", segments, tokenizer, QUERIES, 5, budget="words")
-
-
-def test_labels_equal_to_padding_are_ignored_only_by_the_original(tokenizer):
-    segments = caption_segments([Source("image")], "a dog", end_symbol="</s>")
-    assert labelled(tokenize("s", segments, tokenizer, QUERIES, 50, "text"))[-1] == tokenizer.eos_id
-    assert tokenizer.eos_id not in labelled(tokenize("s", segments, tokenizer, QUERIES, 50, "text", "original"))
 
 
 @pytest.mark.parametrize("limit", [5, 12, 13])

@@ -170,7 +170,6 @@ def test_conversations_are_cut_at_whole_exchanges():
 def test_tags_are_removed_wherever_they_stand():
     assert clean_tags("<image> hi") == "hi"
     assert clean_tags("look <image> here\n<thermal>", ["thermal"]) == "look here"
-    assert clean_tags("look <image> here", compat="original") == "look <image> here"
     assert clean_tags("<person> runs") == "<person> runs"
 
 
@@ -289,10 +288,3 @@ def test_many_bad_entries_are_counted(tmp_path):
         AnnotationFile(write(tmp_path, [{"image_id": "1"}] * 8), [TaskKind.parse("ti-cap")])
     with pytest.raises(ValueError, match="no valid annotations"):
         AnnotationFile(write(tmp_path, [{"image_id": "1"}] * 8), [TaskKind.parse("ti-cap")], invalid="skip")
-
-
-def test_original_quirks(tmp_path):
-    file = write(tmp_path, [{"image_id": "1", "question": "q", "answer": ["x"]}, {"image_id": "2"}])
-    records = AnnotationFile(file, [TaskKind.parse("ti-cap")], compat="original")
-    assert records[0].pairs == (("q", ("['x']",)),)
-    assert records[1].captions == ("[None]",)

@@ -72,19 +72,9 @@ def test_media_in_reading_order(tokenizer, examples):
     assert batch.slot_mask_BL("image").sum(1).tolist() == [3, 0, 6]
 
 
-def test_original_left_padding(tokenizer, examples):
-    batch = Collator.of(tokenizer, "left", "original")(examples)
-    assert (batch.input_ids_BL[:, 0] == tokenizer.bos_id).all()
-    assert torch.equal(batch.attention_mask_BL[:, 0], batch.attention_mask_BL[:, 1])
-    assert batch.attention_mask_BL[:, 0].tolist() == [0, 0, 1]
-    assert batch.position_ids_BL.tolist() == [list(range(batch.input_ids_BL.shape[1]))] * 3
-    assert (batch.slots_BL[:, 0] == TEXT).all()
-
-
 def test_a_model_without_bos(tokenizer, examples):
-    for compat in ("default", "original"):
-        batch = Collator(None, tokenizer.pad_id, "left", compat)(examples)
-        assert batch.input_ids_BL.shape[1] == max(len(e.tokens) for e in examples)
+    batch = Collator(None, tokenizer.pad_id, "left")(examples)
+    assert batch.input_ids_BL.shape[1] == max(len(e.tokens) for e in examples)
 
 
 def test_text_alone(tokenizer, examples):
@@ -116,5 +106,5 @@ def test_bad_arguments(tokenizer):
 
 
 def test_pickles(tokenizer, examples):
-    copy = pickle.loads(pickle.dumps(Collator.of(tokenizer, "left", "original")))
-    assert torch.equal(copy(examples).labels_BL, Collator.of(tokenizer, "left", "original")(examples).labels_BL)
+    copy = pickle.loads(pickle.dumps(Collator.of(tokenizer, "left")))
+    assert torch.equal(copy(examples).labels_BL, Collator.of(tokenizer, "left")(examples).labels_BL)

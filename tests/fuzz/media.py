@@ -13,19 +13,13 @@ import torch
 from PIL import Image
 
 from chatbridge.common.batch import RawMedia
+from chatbridge.common.registry import PROCESSORS
 from chatbridge.demo.previews import preview
 from chatbridge.inference import Medium
 from chatbridge.inference.attachments import guess_modality, video_sound_problem
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.processors import (
-    AudioConfig,
-    AudioProcessor,
-    ImageConfig,
-    ImageProcessor,
-    MediaError,
-    VideoConfig,
-    VideoProcessor,
-)
+from chatbridge.original.processors import OriginalVideoProcessor
+from chatbridge.processors import ImageConfig, MediaError
 from chatbridge.processors.base import Blob, Source
 from dataset_prep.extract_audio import Extract
 from dataset_prep.prep.frames import write_frames
@@ -35,6 +29,7 @@ from tests.fuzz.damage import damaged, misplaced
 from tests.fuzz.media_damage import ALWAYS, KNOWING
 from tests.fuzz.media_files import KINDS
 from tests.fuzz.target import Step, Target
+from tests.variants import built
 
 READ_SECONDS = 10.0
 """For a decoder, which has twice as long before the trial counts as a hang."""
@@ -50,9 +45,9 @@ class Media(Target):
         self.files = {name: data for make in KINDS.values() for name, data in make().items()}
         self.modality = {name: kind for kind, make in KINDS.items() for name in make()}
         self.processors = {
-            "image": [ImageProcessor(ImageConfig(**keys)) for keys in _pictures()],
-            "video": [VideoProcessor(VideoConfig(**keys, read_seconds=READ_SECONDS)) for keys in _pictures()],
-            "audio": [AudioProcessor(AudioConfig(**keys, read_seconds=READ_SECONDS)) for keys in _sounds()],
+            "image": [built(PROCESSORS, "image", **keys) for keys in _pictures()],
+            "video": [built(PROCESSORS, "video", **keys, read_seconds=READ_SECONDS) for keys in _pictures()],
+            "audio": [built(PROCESSORS, "audio", **keys, read_seconds=READ_SECONDS) for keys in _sounds()],
         }
 
     def trial(self, rng: random.Random, folder: Path) -> Iterator[Step]:
@@ -133,7 +128,7 @@ def _loaded(processor: Any, source: Source, rng: random.Random | None) -> None:
     if isinstance(found, RawMedia):
         found = found.finished()[0]
     # The original takes fewer frames of a short video.
-    promised = processor.shape if processor.config.compat == "default" else tuple(found.shape)
+    promised = tuple(found.shape) if isinstance(processor, OriginalVideoProcessor) else processor.shape
     assert tuple(found.shape) == promised, f"shape {tuple(found.shape)}, promised {promised}"
     assert found.dtype == torch.float32 and bool(torch.isfinite(found).all()), "not finite"
 

@@ -10,7 +10,6 @@ import torch
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.conversation import PromptFormat
-from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.records import Record
 from chatbridge.inference import ChatSession, Engine, Exchange, GenerationSettings
 from chatbridge.inference.prompt import Prompt, dialogue_of
@@ -46,7 +45,7 @@ def training_row(config, kind, turns, names):
     dataset = type(assembly.datasets["chats"])(tree.datasets["chats"], "chats", assembly.parts)
     record = Record("one", files={m: (file.name,) for m, file in names.items()}, turns=tuple(turns))
     example, _ = dataset.read(record, dataset.kinds[0])
-    batch = Collator.of(assembly.tokenizer, assembly.task.padding)([example], "chats")
+    batch = assembly.task.collator(assembly.tokenizer)([example], "chats")
     media = [None if slot < 0 else batch.modalities[slot] for slot in batch.slots_BL[0].tolist()]
     return batch, [i if m is None else m for i, m in zip(batch.input_ids_BL[0].tolist(), media, strict=True)]
 

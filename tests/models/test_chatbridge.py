@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from chatbridge.common.batch import IGNORE, TEXT
-from chatbridge.common.registry import ENCODERS
+from chatbridge.common.registry import ENCODERS, MODELS
 from chatbridge.common.schema import bind
 from chatbridge.models import (
     BeatsConfig,
@@ -24,6 +24,7 @@ from chatbridge.models import (
     to_original,
 )
 from tests.toy_model import Q, batch, config, llm, model, with_dropout
+from tests.variants import MODES
 
 
 class TestFusion:
@@ -36,7 +37,7 @@ class TestFusion:
         text = b.slots_BL == TEXT
         assert torch.equal(embeds[text], m.llm.embed(b.input_ids_BL)[text])
 
-    @pytest.mark.parametrize("compat", ["default", "original"])
+    @pytest.mark.parametrize("compat", MODES)
     def test_mismatch_names_modality_and_both_counts(self, compat):
         b = batch()
         b.slots_BL[0, -1] = 0
@@ -107,7 +108,7 @@ class TestLoss:
         assert out.loss_sum.item() == pytest.approx(losses.sum().item(), rel=1e-6)
         assert out.sample_losses_B.tolist() == pytest.approx([losses[0].item(), losses[1:].mean().item()], rel=1e-5)
 
-    @pytest.mark.parametrize("compat", ["default", "original"])
+    @pytest.mark.parametrize("compat", MODES)
     def test_nothing_supervised(self, compat):
         m = model(compat=compat)
         out = m(batch(supervised=False))
@@ -224,11 +225,11 @@ class TestModes:
         assert m.bridges["audio"].norm.weight.grad.abs().sum() > 0
         assert m.bridges["visual"].norm.weight.grad is None
 
-    @pytest.mark.parametrize("compat", ["default", "original"])
+    @pytest.mark.parametrize("compat", MODES)
     def test_dropout_in_generation(self, compat):
         """The original leaves the perceiver's dropout on when it generates; by default generation is exact."""
         torch.manual_seed(0)
-        m = ChatBridge(with_dropout(0.5, compat=compat), llm=llm()).train()
+        m = MODELS.build(with_dropout(0.5, compat=compat), llm=llm()).train()
         b, seen = batch(), []
         m.bridges["visual"].projector.projection.register_forward_hook(lambda _m, _a, out: seen.append(out))
         for _ in range(2):

@@ -10,6 +10,8 @@ import torch
 from transformers import LlamaConfig
 
 from chatbridge.common.batch import MultimodalBatch
+from chatbridge.common.registry import MODELS
+from chatbridge.datasets.collate import Collator
 from chatbridge.models import (
     BeatsConfig,
     BridgeConfig,
@@ -23,6 +25,7 @@ from chatbridge.models import (
 from chatbridge.processors.tokenizer import load_tokenizer
 from tests.parity.conftest import Case
 from tests.parity.test_assembly import batch_of, slots_of
+from tests.variants import configured
 
 TEMPORAL = ("visual_temporal_pos_embeds", "audio_temporal_pos_embeds")
 
@@ -32,7 +35,7 @@ def original_weights(folder: Path, name: str = "chatbridge_weights") -> Case:
     return Case(folder, name)
 
 
-def model_config(weights: Case, temporal: bool, **changes) -> ChatBridgeConfig:
+def model_config(weights: Case, temporal: bool, compat: str = "original", **changes) -> ChatBridgeConfig:
     """The configuration that the weights' sidecar stands for; `llm` is built apart."""
     config, tensors = weights.info["config"], weights.weights
     vit, qformer = config["vit"], config["qf"]
@@ -65,9 +68,8 @@ def model_config(weights: Case, temporal: bool, **changes) -> ChatBridgeConfig:
         temporal_positions=config["num_audios"] if temporal else 0,
     )
     bridges = {"visual": visual, "audio": audio}
-    return ChatBridgeConfig(
-        **{"llm": None, "bridges": bridges, "share_perceivers": True, "compat": "original"} | changes
-    )
+    keys = {"llm": None, "bridges": bridges, "share_perceivers": True} | changes
+    return configured(MODELS, "chatbridge", compat, **keys)
 
 
 def build_llm(weights: Case) -> CausalLM:
@@ -86,7 +88,7 @@ def build_llm(weights: Case) -> CausalLM:
 def build_model(folder: Path, temporal: bool = True, weights_file: str = "chatbridge_weights", **changes) -> ChatBridge:
     """The golden model in eval mode; without temporal embeddings it is the original's `multi_sample: False`."""
     weights = original_weights(folder, weights_file.removesuffix(".safetensors"))
-    model = ChatBridge(model_config(weights, temporal, **changes), llm=build_llm(weights))
+    model = MODELS.build(model_config(weights, temporal, **changes), llm=build_llm(weights))
     state = {k: v for k, v in weights.weights.items() if temporal or k not in TEMPORAL}
     load_original(model, state)
     return model.eval()
@@ -103,12 +105,10 @@ def model_of(case: Case, **changes) -> ChatBridge:
 
 
 def batch_with_media(
-    case: Case, model: ChatBridge, compat: str = "original", padding: str | None = None
+    case: Case, model: ChatBridge, compat: str = "original", collator: Collator | None = None
 ) -> MultimodalBatch:
     """Strings through the real conversation code, tokenizer and collator; media from the case."""
-    if padding is None:
-        padding = "right" if case.info["config"]["stage"] == 1 else "left"
-    batch = batch_of(case, load_tokenizer(case.folder / "tokenizer"), rows_of(model), compat, padding)
+    batch = batch_of(case, load_tokenizer(case.folder / "tokenizer"), rows_of(model), compat, collator)
     inputs, media = case.inputs, {}
     for modality, count in Counter(slot.modality for slot in slots_of(case) for _ in range(slot.count)).items():
         tensor = inputs[modality]

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from chatbridge.common.batch import IGNORE, TEXT
+from chatbridge.common.registry import TASKS
 from chatbridge.conversation.dialogue import Source
 from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import tokenize
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.processors.tokenizer import load_tokenizer
+from chatbridge.tasks.base import Rendered
+from tests.variants import built
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +82,29 @@ def is_cut(case, tokenizer, queries):
     return max(lengths) > config["max_txt_len"]
 
 
-def batch_of(case, tokenizer, queries, compat, padding):
+def batch_of(case, tokenizer, queries, compat, collator=None):
+    """The case's texts, cut and collated by the task of its stage."""
     config, text = case.info["config"], case.info["text_inputs"]
+    name = "alignment" if config["stage"] == 1 else "instruction"
+    task = built(TASKS, name, compat, max_txt_len=config["max_txt_len"])
     slots = slots_of(case)
     examples = []
     if config["stage"] == 1:
         sources = [Source(slot.modality) for slot in slots]
         pieces = [caption_segments(sources, caption, config["end_sym"]) for caption in text["text_input"]]
-        budget = "text"
     else:
         pieces = [PromptFormat().parse(conversation, slots) for conversation in text["conversation"]]
-        budget = "all"
     for index, segments in enumerate(pieces):
-        tokens = tokenize(str(index), segments, tokenizer, queries, config["max_txt_len"], budget, compat)
+        tokens = task.tokenize(Rendered(str(index), segments), tokenizer, queries)
         media = {slot.modality: [torch.zeros(1)] * slot.count for slot in slots}
         examples.append(Example(tokens, media))
-    return Collator.of(tokenizer, padding, compat)(examples)
+    return (collator or task.collator(tokenizer))(examples)
 
 
 @pytest.mark.golden("chatbridge_s[123]_*")
 def test_masks_and_targets(case, tokenizer, queries):
     padding = "right" if case.info["config"]["stage"] == 1 else "left"
-    batch = batch_of(case, tokenizer, queries, "original", padding)
+    batch = batch_of(case, tokenizer, queries, "original")
     assert torch.equal(batch.attention_mask_BL, case.outputs["attention_mask"])
     assert torch.equal(batch.labels_BL, case.outputs["targets"])
     for index in range(len(batch.ids)):
@@ -119,7 +123,7 @@ def test_masks_and_targets(case, tokenizer, queries):
 @pytest.mark.golden("chatbridge_s[123]_*")
 def test_every_text_id(case, golden, tokenizer, queries):
     padding = "right" if case.info["config"]["stage"] == 1 else "left"
-    batch = batch_of(case, tokenizer, queries, "original", padding)
+    batch = batch_of(case, tokenizer, queries, "original")
     table = golden("chatbridge_weights").weights["llama_model.model.embed_tokens.weight"]
     text = batch.slots_BL == TEXT
     if padding == "left":  # there the original pads with zero vectors, which no id stands for; BOS is a real one
@@ -131,7 +135,7 @@ def test_every_text_id(case, golden, tokenizer, queries):
 def test_default_keeps_labels_and_shows_bos(case, tokenizer, queries):
     """By default, BOS is visible, padding is on the right, and no sample loses every label."""
     try:
-        batch = batch_of(case, tokenizer, queries, "default", "right")
+        batch = batch_of(case, tokenizer, queries, "default")
     except ValueError as error:
         assert "does not fit" in str(error)
         return

@@ -7,9 +7,10 @@ import soundfile
 import torch
 
 from chatbridge.common.batch import stack_media
-from chatbridge.processors.audio import AudioConfig, AudioProcessor
+from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.base import MediaError
 from chatbridge.processors.sampling import pick, split_groups
+from tests.variants import MODES, built
 
 RAW = {"atol": 5e-3, "rtol": 0}
 NORMALISED = {"atol": 5e-4, "rtol": 0}
@@ -17,16 +18,8 @@ NORMALISED = {"atol": 5e-4, "rtol": 0}
 
 def processor(case, clips=1, compat="default"):
     c = case.info["config"]
-    return AudioProcessor(
-        AudioConfig(
-            mel_bins=c["melbins"],
-            frames_per_clip=c["target_length"],
-            mean=c["mean"],
-            std=c["std"],
-            clips=clips,
-            compat=compat,
-        )
-    )
+    keys = {"mel_bins": c["melbins"], "frames_per_clip": c["target_length"], "mean": c["mean"], "std": c["std"]}
+    return built(PROCESSORS, "audio", compat, clips=clips, **keys)
 
 
 @pytest.mark.golden("audio_[!mt]*")
@@ -43,7 +36,7 @@ def test_resampling(case):
 
 
 @pytest.mark.golden("audio_[!mt]*")
-@pytest.mark.parametrize("compat", ["default", "original"])
+@pytest.mark.parametrize("compat", MODES)
 def test_clips(case, compat):
     """Padding after normalisation, middle clip of each group; both modes agree wherever clips are not all empty."""
     rate = case.info["config"]["sample_rate"]
@@ -108,7 +101,8 @@ def _positions(expected):
 def test_too_short(case, clips):
     waveform, rate = case.inputs["waveform"], case.info["config"]["sample_rate"]
     assert "None" in case.info["info"][f"mapper_eval_n{clips}"]
-    assert processor(case, clips, "original").clips(waveform, rate) is None
+    with pytest.raises(ValueError, match="too short"):
+        processor(case, clips, "original").clips(waveform, rate)
     ours = processor(case, clips).clips(waveform, rate)
     assert ours.shape == (clips, case.info["config"]["target_length"], case.info["config"]["melbins"])
     assert ours[0, 0].any() and not ours[0, 1:].any(), "one frame, padded up to its 25 ms"
@@ -119,7 +113,7 @@ def test_missing_file(golden, tmp_path):
     for expected in (golden("audio_missing").info[k] for k in ("mapper", "demo_missing_path")):
         clips, frames, mel = expected["shape"]
         config = {"clips": clips, "frames_per_clip": frames, "mel_bins": mel}
-        original = AudioProcessor(AudioConfig(**config, compat="original")).load(tmp_path / "none.wav")
+        original = built(PROCESSORS, "audio", "original", **config).load(tmp_path / "none.wav")
         assert expected["all_zero"] and original.shape == (clips, frames, mel) and not original.any()
         with pytest.raises(MediaError, match=r"none\.wav: does not exist"):
-            AudioProcessor(AudioConfig(**config)).load(tmp_path / "none.wav")
+            built(PROCESSORS, "audio", **config).load(tmp_path / "none.wav")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from chatbridge.conversation import original_chat
 from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, Source, Turn
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.segments import Media, to_text
 from chatbridge.conversation.stop import StopOnIds, clean_answer
+from chatbridge.original import chat as original
 
 UPLOADS = {
     "image": ["image"],
@@ -30,9 +30,9 @@ def case(golden_json):
 def test_prompts(case):
     for prompt in case["prompts"]:
         sep2 = prompt["sep2"] if prompt["sep_style"] == "TWO" else None
-        text = original_chat.prompt_text(prompt["messages"], prompt["system"], prompt["sep"], sep2)
+        text = original.prompt_text(prompt["messages"], prompt["system"], prompt["sep"], sep2)
         assert text == prompt["prompt"], prompt["label"]
-        assert original_chat.chat_pairs(prompt["messages"], prompt["offset"]) == prompt["gradio"], prompt["label"]
+        assert original.chat_pairs(prompt["messages"], prompt["offset"]) == prompt["gradio"], prompt["label"]
 
 
 def test_default_prompts_are_those_of_training(case):
@@ -46,12 +46,12 @@ def test_default_prompts_are_those_of_training(case):
         for role, text in messages:
             if role == "Assistant":
                 turns += [Turn(ASSISTANT, text)] if text is not None else []
-            elif original_chat.PLACEHOLDER in (text or ""):
-                assert text == f"Given following {modality}: {original_chat.PLACEHOLDER}."
+            elif original.PLACEHOLDER in (text or ""):
+                assert text == f"Given following {modality}: {original.PLACEHOLDER}."
                 turns.append(Turn(HUMAN, "", (Source(modality),)))
             else:
                 turns.append(Turn(HUMAN, text))
-        ours = PromptFormat().text(Dialogue(tuple(turns)), original_chat.PLACEHOLDER)
+        ours = PromptFormat().text(Dialogue(tuple(turns)), original.PLACEHOLDER)
         theirs = prompt["prompt"]
         for role, text in messages:
             if role == "Assistant" and text:
@@ -62,32 +62,32 @@ def test_default_prompts_are_those_of_training(case):
 def test_uploads(case):
     for upload in case["uploads"]:
         sources = [Source(modality) for modality in UPLOADS[upload["type"]]]
-        segments = original_chat.FORMAT.introduction(sources)
-        text = to_text(segments, original_chat.PLACEHOLDER)
+        segments = original.FORMAT.introduction(sources)
+        text = to_text(segments, original.PLACEHOLDER)
         assert [["Human", text]] == upload["messages"], upload["type"]
         slots = [PUSHED[s.modality] for s in segments if isinstance(s, Media)]
         assert slots == [kind for kind, _ in upload["pushed"]]
-        default = to_text(PromptFormat().introduction(sources), original_chat.PLACEHOLDER)
+        default = to_text(PromptFormat().introduction(sources), original.PLACEHOLDER)
         assert default == text.replace("Given the following", "Given following")
 
 
 def test_answers(case):
     for answer in case["answers"]:
-        tokens = original_chat.clean_ids(answer["output_ids"])
+        tokens = original.clean_ids(answer["output_ids"])
         assert tokens == answer["tokens"]
         decoded = answer["decoded_as"].replace("{ids}", str(tokens))
-        assert original_chat.clean_answer(decoded) == answer["answer"]
+        assert original.clean_answer(decoded) == answer["answer"]
         if decoded.count("Assistant:") <= 1:
             assert clean_answer(decoded) == answer["answer"]
         expected = dict(answer["generate_kwargs"])
         _, kept, _ = expected.pop("inputs_embeds")
-        assert original_chat.kept_context(answer["context_len"], expected["max_new_tokens"]) == kept
-        assert expected == original_chat.SAMPLING
+        assert original.kept_context(answer["context_len"], expected["max_new_tokens"]) == kept
+        assert expected == original.SAMPLING
 
 
 def test_stopping(case):
     stop = StopOnIds()
     for rule in case["stopping"]:
-        assert original_chat.stop_batch(rule["ids"]) == rule["stop"]
+        assert original.stop_batch(rule["ids"]) == rule["stop"]
         if len(rule["ids"]) == 1:
             assert stop(rule["ids"][0]) == rule["stop"]

@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from chatbridge.processors.image import ImageConfig, ImageProcessor
+from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.pixels import PixelTransform
 from chatbridge.processors.video import VideoConfig
+from tests.variants import built
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
 def processor(case, **keys):
     c = case.info["config"]
-    return ImageProcessor(ImageConfig(image_size=c["resolution"], mean=c["mean"], std=c["std"], **keys))
+    return built(PROCESSORS, "image", image_size=c["resolution"], mean=c["mean"], std=c["std"], **keys)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from chatbridge.conversation.templates import Templates
 from chatbridge.datasets.dialogues import DialogueMaker, clean_tags
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
+from chatbridge.original import tasks as original
 
 WITH_TEMPLATES = [
     "ti-shortqa",
@@ -20,7 +21,12 @@ WITH_TEMPLATES = [
     "ta-cap",
     "tva-cap",
 ]
-"""Tasks that the original has templates for (fact sheet 2.6)."""
+"""Tasks that the original has templates for."""
+
+MODES = {
+    "default": (Record.parse, DialogueMaker),
+    "original": (original.parse, original.OriginalDialogueMaker),
+}
 
 
 class Chooser:
@@ -43,10 +49,11 @@ def one_prompt(tasks):
 def render(result, item, compat, templates):
     """(conversation string, id, order of choices) of one golden annotation."""
     kind = TaskKind.parse(result["task"])
-    record = Record.parse(result["annotation"], 0, compat)
+    parse, maker = MODES[compat]
+    record = parse(result["annotation"])
     record.check(kind)
     rng = Chooser(item)
-    sample = DialogueMaker(kind, templates, compat).sample(record, rng)
+    sample = maker(kind, templates).sample(record, rng)
     return PromptFormat().text(sample.dialogue), sample.id, rng.log
 
 
@@ -117,7 +124,7 @@ def test_default_is_right_where_the_original_is_not(results):
 
 def test_cleaning_of_tags(golden_json):
     for sample in golden_json("multis_conversations")["clean"]:
-        assert clean_tags(sample["text"], compat="original") == sample["clean"]
+        assert original.clean_tags(sample["text"]) == sample["clean"]
         default = clean_tags(sample["text"])
         assert "<image>" not in default and "<video>" not in default
         if not any(tag in sample["clean"] for tag in ("<image>", "<video>", "<audio>")):
@@ -131,9 +138,8 @@ def test_rendering_and_parsing_agree(results):
         if result["error"]:
             continue
         kind = TaskKind.parse(result["task"])
-        record = Record.parse(result["annotation"], 0, "original")
-        segments = PromptFormat().segments(DialogueMaker(kind, templates, "original").sample(record, None).dialogue)
+        dialogue = original.OriginalDialogueMaker(kind, templates).sample(original.parse(result["annotation"])).dialogue
+        segments = PromptFormat().segments(dialogue)
         slots = [piece for piece in segments if not hasattr(piece, "supervised")]
         assert [slot.modality for slot in slots] == list(kind.modalities)
-        text = PromptFormat().text(DialogueMaker(kind, templates, "original").sample(record, None).dialogue)
-        assert PromptFormat().parse(text, slots) == segments
+        assert PromptFormat().parse(PromptFormat().text(dialogue), slots) == segments

@@ -8,6 +8,7 @@ import torch
 from chatbridge.common.optim import parameter_groups
 from chatbridge.weights.adapters import trainable_names
 from tests.parity.model_cases import build_model
+from tests.variants import MODES
 
 PARTS = {
     "visual_encoder": lambda m: m.bridges["visual"].encoder,
@@ -49,7 +50,7 @@ def test_groups(setup):
     assert list(defaults["betas"]) == wanted["betas"]
 
 
-@pytest.mark.parametrize("compat", ["original", "default"])
+@pytest.mark.parametrize("compat", MODES)
 def test_modes_after_train(setup, compat):
     model, expected = setup(compat)
     flags = expected["train_mode_after_model_train"]

@@ -90,7 +90,7 @@ def test_default_rows_do_not_depend_on_their_neighbours(case):
     """Ours: BOS is seen by every row, positions count visible tokens, so that padding changes nothing."""
     model = model_of(case, compat="default")
     try:
-        batch = batch_with_media(case, model, compat="default", padding="right")
+        batch = batch_with_media(case, model, compat="default")
     except ValueError as error:
         assert "does not fit" in str(error)
         return
@@ -107,7 +107,7 @@ def test_default_equals_original_where_no_quirk_is_met(case):
     """A row that the original neither pads nor cuts has the same loss either way; a padded one has not."""
     model = model_of(case, compat="default")
     try:
-        batch = batch_with_media(case, model, compat="default", padding="right")
+        batch = batch_with_media(case, model, compat="default")
     except ValueError:
         return
     original = batch_with_media(case, model)
@@ -146,12 +146,13 @@ def test_slots_without_text_around_them(golden):
 def test_the_original_cuts_through_media_as_through_text(case):
     """A limit inside the first slot leaves the first positions of the same samples, rows of media included."""
     model = model_of(case)
+    on_the_right = Collator.of(load_tokenizer(case.folder / "tokenizer"))
     case.info["config"]["max_txt_len"] = 10**6
-    whole = batch_with_media(case, model, padding="right")
+    whole = batch_with_media(case, model, collator=on_the_right)
     first = int((whole.slots_BL[0] >= 0).nonzero()[0])
     limit = first + 2
     case.info["config"]["max_txt_len"] = limit - 1  # BOS is not counted
-    cut = batch_with_media(case, model, padding="right")
+    cut = batch_with_media(case, model, collator=on_the_right)
     assert cut.input_ids_BL.shape[1] == limit
     with torch.no_grad():
         assert_close(model.fuse(cut), model.fuse(whole)[:, :limit], atol=1e-5, rtol=0)

@@ -7,32 +7,33 @@ import torch
 from torch.testing import assert_close
 
 from chatbridge.common.optim import parameter_groups, set_learning_rate
+from chatbridge.common.registry import RUNNERS, TASKS
 from chatbridge.conversation.dialogue import Source
 from chatbridge.conversation.prompt import caption_segments
-from chatbridge.conversation.tokens import tokenize
-from chatbridge.datasets.collate import Collator, Example
+from chatbridge.datasets.collate import Example
 from chatbridge.models import to_original
 from chatbridge.processors.tokenizer import load_tokenizer
-from chatbridge.runners import TrainingConfig
+from chatbridge.tasks.base import Rendered
 from tests.parity.model_cases import build_model, original_weights, rows_of
+from tests.variants import built, configured
 
 END, MAX_TOKENS = "\n", 150
 
 
 def caption_batch(case, model, modality):
     tokenizer = load_tokenizer(case.folder / "tokenizer")
-    examples = []
+    task, examples = built(TASKS, "alignment", "original", max_txt_len=MAX_TOKENS), []
     for index, text in enumerate(case.info["texts"]):
         segments = caption_segments([Source(modality)], text, END)
-        tokens = tokenize(str(index), segments, tokenizer, rows_of(model), MAX_TOKENS, "text", "original")
+        tokens = task.tokenize(Rendered(str(index), segments), tokenizer, rows_of(model))
         examples.append(Example(tokens, {modality: [case.inputs[modality][index]]}))
-    return Collator.of(tokenizer, "right", "original")(examples)
+    return task.collator(tokenizer)(examples)
 
 
 def schedule_of(config):
     keys = ("init_lr", "min_lr", "warmup_steps", "iters_per_epoch", "max_epoch")
     settings = {key: config[key] for key in keys} | {"warmup_lr": config["warmup_start_lr"]}
-    return TrainingConfig(output_dir="", compat="original", **settings).schedule()
+    return configured(RUNNERS, "training", "original", output_dir="", **settings).schedule()
 
 
 @pytest.mark.golden("chatbridge_train_steps*")

@@ -8,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from chatbridge.original import processors as original
 from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 
@@ -34,7 +35,7 @@ def test_training_choice_with_seed_zero(results):
 def test_uniform(results):
     for r in results:
         frames, n, expected = r["frames"], r["n"], r["alpro_uniform"]
-        assert uniform(frames, n, "original") == expected
+        assert original.uniform(frames, n) == expected
         ours = VideoProcessor(VideoConfig(num_frames=n)).indices(frames)
         assert len(ours) == n and ours == (expected + [frames - 1] * n)[:n]
 
@@ -51,9 +52,9 @@ def test_headtail(results):
         if isinstance(expected, str):
             assert expected.startswith("ValueError")
             with pytest.raises(ValueError, match="two frames or more"):
-                headtail(r["frames"], r["n"], random.Random(0), "original")
+                original.headtail(r["frames"], r["n"], random.Random(0))
         else:
-            assert headtail(r["frames"], r["n"], random.Random(0), "original") == expected
+            assert original.headtail(r["frames"], r["n"], random.Random(0)) == expected
         ours = headtail(r["frames"], r["n"], random.Random(0))
         assert len(ours) == r["n"] and ours == sorted(ours) and ours[-1] < r["frames"]
 
@@ -62,14 +63,14 @@ def test_uniform_overshoot(golden):
     """The original's float step gives an index too many for some lengths; ours never, and never past the end."""
     overshoot = golden("video_sampling").info["uniform_overshoot"]
     for frames, n, last, count in overshoot["examples"]:
-        original = uniform(frames, n, "original")
-        assert (original[-2:], len(original)) == (last, count)
+        theirs = original.uniform(frames, n)
+        assert (theirs[-2:], len(theirs)) == (last, count)
         ours = uniform(frames, n)
-        assert len(ours) == n and ours == original[:n] and ours[-1] < frames
+        assert len(ours) == n and ours == theirs[:n] and ours[-1] < frames
     ranges = [range(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)\.\.(\d+) in [AB]", overshoot["note"])]
     this = next(r for r in ranges if overshoot["examples"][0][0] in r)
     most = int(re.search(r"n 1\.\.(\d+)", overshoot["note"]).group(1))
-    strange = sum(len(uniform(f, n, "original")) != min(n, f) for f in this for n in range(1, most + 1))
+    strange = sum(len(original.uniform(f, n)) != min(n, f) for f in this for n in range(1, most + 1))
     assert strange == overshoot["count"]
 
 

@@ -9,16 +9,18 @@ import pytest
 import soundfile
 import torch
 
-from chatbridge.processors.audio import AudioConfig, AudioProcessor
+from chatbridge.common.registry import PROCESSORS
+from chatbridge.processors.audio import AudioProcessor
 from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.sound_files import read_sound
 from tests.media_files import cut, tone, write_video, write_wav
+from tests.variants import built
 
 SILENCE = (np.log(np.finfo(np.float32).eps) - 15.41663) / (2 * 6.55582)
 
 
 def processor(**keys) -> AudioProcessor:
-    return AudioProcessor(AudioConfig(**({"frames_per_clip": 128} | keys)))
+    return built(PROCESSORS, "audio", **({"frames_per_clip": 128} | keys))
 
 
 def loudest_mel(tensor: torch.Tensor, frames: int = 60) -> int:
@@ -168,7 +170,8 @@ def test_text(tmp_path, name):
 def test_very_short_is_padded(tmp_path):
     loaded = processor().load(write_wav(tmp_path / "a.wav", tone(0.01)))
     assert loaded[0, 0].any() and not loaded[0, 1:].any()
-    assert processor(compat="original").load(tmp_path / "a.wav") is None
+    with pytest.raises(MediaError, match=r"a\.wav: is too short, under 25 ms"):
+        processor(compat="original").load(tmp_path / "a.wav")
 
 
 def test_not_numbers(tmp_path):

@@ -14,12 +14,13 @@ from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.image import ImageConfig, ImageProcessor
 from tests.media_files import cut
+from tests.variants import built
 
 
 def processor(**keys) -> ImageProcessor:
     """Without normalisation, so that pixels come out as values in 0..255."""
     defaults = {"image_size": 16, "mean": [0.0] * 3, "std": [1 / 255] * 3}
-    return PROCESSORS.build(ImageConfig(**(defaults | keys)))
+    return built(PROCESSORS, "image", **(defaults | keys))
 
 
 def colour(tensor: torch.Tensor) -> list[int]:

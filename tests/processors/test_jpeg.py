@@ -55,7 +55,9 @@ def test_which_files_go_the_quick_way(monkeypatch, tmp_path):
     turned = jpeg(pixels(), exif=exif)
     assert np.array_equal(read_rgb(Blob("a.jpg", turned), LIMIT), np.rot90(with_pillow(turned), -1)) and not taken
     assert read_rgb(Blob("a.jpg", jpeg(pixels(), "CMYK")), LIMIT).shape == (37, 50, 3) and not taken
-    assert np.array_equal(read_rgb(Blob("a.jpg", turned), LIMIT, "original"), with_pillow(turned)) and len(taken) == 1
+    assert (
+        np.array_equal(read_rgb(Blob("a.jpg", turned), LIMIT, as_stored=True), with_pillow(turned)) and len(taken) == 1
+    )
     (tmp_path / "wrong.png").write_bytes(jpeg(pixels()))
     assert np.array_equal(read_rgb(tmp_path / "wrong.png", LIMIT), with_pillow(jpeg(pixels()))) and len(taken) == 2
 
@@ -86,9 +88,9 @@ def test_damage_is_told_as_pillow_tells_it():
         except Exception:
             refused += 1
             with pytest.raises(MediaError, match=r"^a\.jpg: "):
-                read_rgb(blob, LIMIT, "original")
+                read_rgb(blob, LIMIT, as_stored=True)
             continue
-        assert np.array_equal(read_rgb(blob, LIMIT, "original"), expected)
+        assert np.array_equal(read_rgb(blob, LIMIT, as_stored=True), expected)
     assert 20 < refused < 100
 
 

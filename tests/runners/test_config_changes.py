@@ -35,6 +35,10 @@ def file(tmp_path_factory):
         ("paths.data=.", True),
         ("plugins=[]", True),
         ("mixture.mode=round_robin", False),
+        ("model.compat=original", False),
+        ("task.compat=original", False),
+        ("processors.audio.compat=original", False),
+        ("run.compat=original", False),
     ],
 )
 def test_what_may_differ(file, option, free):

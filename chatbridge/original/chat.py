@@ -1,4 +1,4 @@
-"""The original's chat, to the letter: for ``compat: original`` in inference (golden README, "Chat").
+"""The original demo's chat, to the letter.
 
 It differs from what the model was trained on: "Given the following audio", a space between the assistant's tag and a
 past answer, media cut away when the context is long, and a stop rule that looks at the first row of a batch only.
