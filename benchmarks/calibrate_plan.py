@@ -1,4 +1,4 @@
-"""Predicted against measured: memory and time of training steps with random weights and made-up batches.
+"""Predicted against measured: memory and time of training steps with random weights and blank batches.
 
     python benchmarks/calibrate_plan.py --cfg-path train_configs/chatbridge_pretrain.yaml --out calibration.json
     python benchmarks/calibrate_plan.py --tiny          # a toy model, on any machine
@@ -9,7 +9,7 @@ others: memory and time are those of a single process without communication. Mem
 the driver's context); on the CPU, where there is none, the bytes of all tensors alive. The share of the peak that the
 steps reach is printed: give it to ``train.py --plan --utilisation``. Needs neither weights nor data.
 
-`--simulate` runs no step: it compares what few layers tell with a simulation of all of them.
+`--simulate` runs no step: it compares a simulation of few layers with one of all of them.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ from chatbridge.models import (
     EvaVitConfig,
     QFormerConfig,
 )
-from chatbridge.planning.batches import BatchShape, MediaBatch
-from chatbridge.planning.inventory import inventory, meta_model
-from chatbridge.planning.plan import plan, planned_precision
+from chatbridge.planning import PlanOptions, plan
+from chatbridge.planning.batch_shapes import BatchShape, MediaBatch
+from chatbridge.planning.model import meta_model
+from chatbridge.planning.parameters import count_parameters
 from chatbridge.planning.recorder import Recorder
 from chatbridge.planning.report import table
-from chatbridge.planning.result import PlanOptions
-from chatbridge.planning.steps import AMP_DTYPES, Simulator, made_up, rows_of
+from chatbridge.planning.run_plan import planned_precision
+from chatbridge.planning.simulator import AMP_DTYPES, Simulator, blank_batch, rows_of
 from chatbridge.planning.throughput import seconds
 from chatbridge.runners import TrainingConfig
 
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.25
 
 RUN = TrainingConfig(output_dir="", init_lr=1e-5)
-"""The optimiser's settings."""
+"""The optimizer's settings."""
 
 
 @dataclass
@@ -105,10 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    always = float(inventory(empty).parameter_bytes + inventory(empty).buffer_bytes)
-    optimisers = build_optimizers(empty.named_parameters(), RUN)
+    count = count_parameters(empty)
+    always = float(count.parameter_bytes + count.buffer_bytes)
+    optimizers = build_optimizers(empty.named_parameters(), RUN)
     few = Simulator(empty, amp=amp)
-    update = few.update(optimisers)
+    update = few.update(optimizers)
     always += update.state
     if args.simulate:
         model = Simulator(build("meta"), amp=amp, short=False)
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             measured, taken = always + max(*whole.peaks.values(), whole.left + update.temporary), 0.0
         else:
             measured, taken = run(model, shape, amp, args.steps)
-            full = seconds(work, replace(planned, utilisation=1.0))
+            full = seconds(work.values(), replace(planned, utilisation=1.0))
         guess = full / planned.utilisation if full else 0.0
         share = full / taken if taken else 0.0
         rows.append(Row(name, shape.samples, shape.length, peak, measured, flops, guess, taken, share))
@@ -138,9 +140,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(model: ChatBridge, shape: BatchShape, amp: str | None, steps: int) -> tuple[int, float]:
     """Train a few steps on one batch: (bytes at the worst moment, median seconds of a step)."""
     where = model.device
-    optimisers = build_optimizers(model.named_parameters(), RUN)
-    _make_states(model, optimisers)
-    batch = made_up(shape, rows_of(model, shape)).to(where)
+    optimizers = build_optimizers(model.named_parameters(), RUN)
+    _make_states(model, optimizers)
+    batch = blank_batch(shape, rows_of(model, shape)).to(where)
     scaler = torch.amp.GradScaler(where.type, enabled=amp == "fp16" and where.type == "cuda")
     kind = AMP_DTYPES.get(amp)
     context = torch.autocast(where.type, kind) if kind else contextlib.nullcontext()
@@ -150,17 +152,17 @@ def run(model: ChatBridge, shape: BatchShape, amp: str | None, steps: int) -> tu
             loss = model(batch).loss_sum
         scaler.scale(loss).backward()
         del loss
-        for optimiser in optimisers:
-            scaler.step(optimiser)
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         scaler.update()
 
-    measured, times = _watch(step, model, optimisers, batch, steps)
+    measured, times = _watch(step, model, optimizers, batch, steps)
     return measured, statistics.median(times)
 
 
 def _watch(
-    step: Callable[[], None], model: nn.Module, optimisers: list, batch: MultimodalBatch, steps: int
+    step: Callable[[], None], model: nn.Module, optimizers: list, batch: MultimodalBatch, steps: int
 ) -> tuple[int, list[float]]:
     """(bytes at the worst moment, seconds of each step)."""
     cuda = model.device.type == "cuda"
@@ -178,21 +180,21 @@ def _watch(
             times.append(time.perf_counter() - started)
     if cuda:
         return torch.cuda.max_memory_allocated(), times
-    states = [t for o in optimisers for s in o.state.values() for t in s.values()]
+    states = [t for o in optimizers for s in o.state.values() for t in s.values()]
     there = [*model.parameters(), *model.buffers(), *states, *batch.media.values()]
     with Recorder(model, known=there) as live:
         step()
     return live.peak + sum(tensor.nbytes for tensor in there), times
 
 
-def _make_states(model: nn.Module, optimisers: list) -> None:
-    """Let the optimisers have their state for every parameter, those that this batch does not reach included."""
+def _make_states(model: nn.Module, optimizers: list) -> None:
+    """Let the optimizers have their state for every parameter, those that this batch does not reach included."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 Build = Callable[[str], ChatBridge]
@@ -254,10 +256,10 @@ def _device(args: argparse.Namespace, where: str) -> Device:
     if where == "cpu":
         peak = args.tflops or _cpu_tflops()
         return Device("cpu", peak, peak, 0.0, args.utilisation or 0.5)
-    told = torch.cuda.get_device_name()
-    known = device_of(told)
+    name = torch.cuda.get_device_name()
+    known = device_of(name)
     if args.device is None and known is None:
-        raise ValueError(f"'{told}' is in no table: name its nearest with --device, and its peak with --tflops")
+        raise ValueError(f"'{name}' is in no table: name its nearest with --device, and its peak with --tflops")
     return device(args.device or known.name, args.tflops, utilisation=args.utilisation)
 
 

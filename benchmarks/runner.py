@@ -28,7 +28,7 @@ from chatbridge import register_all
 from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.checkpoint import Retention
 from chatbridge.common.config import load_config
-from chatbridge.planning.inventory import meta_model
+from chatbridge.planning.model import meta_model
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.checkpoint_writer import CheckpointWriter, Snapshot
 from chatbridge.runners.interruption import StopSignal

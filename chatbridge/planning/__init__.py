@@ -1,7 +1,6 @@
 """A run, planned before it is paid for (``train.py --plan``)."""
 
 from chatbridge.common.devices import DEVICES, Device
-from chatbridge.planning.plan import plan
-from chatbridge.planning.result import Plan, PlanOptions
+from chatbridge.planning.run_plan import PlanOptions, RunPlan, plan
 
-__all__ = ["DEVICES", "Device", "Plan", "PlanOptions", "plan"]
+__all__ = ["DEVICES", "Device", "PlanOptions", "RunPlan", "plan"]

@@ -8,10 +8,9 @@ import sys
 from dataclasses import fields
 
 from chatbridge.common.devices import DEVICES
-from chatbridge.planning.plan import GPUS_ELSEWHERE, plan
+from chatbridge.planning.placement import STRATEGIES
 from chatbridge.planning.report import to_json, to_text
-from chatbridge.planning.result import PlanOptions
-from chatbridge.planning.sharding import STRATEGIES
+from chatbridge.planning.run_plan import GPUS_ELSEWHERE, PlanOptions, plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

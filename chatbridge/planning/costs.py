@@ -1,171 +1,48 @@
-"""What a run costs in one situation, and in the other situations that it could be in."""
+"""What a run costs where it is placed, and where else, or how else, it would fit."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
-from chatbridge.common.devices import Device
-from chatbridge.planning.batches import BatchShape, PlannedDataset
-from chatbridge.planning.inventory import Inventory
-from chatbridge.planning.recorder import BACKWARD, ENCODE, FORWARD, LOSS
-from chatbridge.planning.sharding import LanguageShards, Sharding
-from chatbridge.planning.steps import Simulator, Step, Update, Work
-from chatbridge.planning.throughput import Links, Throughput, expected_throughput, transfers
+import torch
+from torch import nn
 
-CONTEXT_BYTES = 1.0e9
-"""Assumed, not computed: what the driver, libraries and communication take outside PyTorch's allocator."""
-
-MARGIN = 0.15
-"""How far the memory's prediction is trusted: a peak nearer than this to the device's memory gets a warning."""
-
-
-@dataclass(frozen=True)
-class Resident:
-    """Bytes per GPU that are there throughout.
-
-    Attributes:
-        weights, buffers, optimiser: what is kept on the GPU of each.
-        buckets: the reducer's, where there is more than one process.
-        gradients: those outside buckets when a step ends; with more than one process they are views of the buckets by
-            then, but not before the last of the batches that a step accumulates.
-        learnt: what trains, and hence all gradients.
-        pinned: host memory of a node that is locked for offloaded weights.
-        building: host memory of a node for the one copy of the language model that is cut into pieces.
-    """
-
-    weights: float
-    buffers: float
-    optimiser: float
-    buckets: float
-    gradients: float
-    learnt: float
-    pinned: float = 0.0
-    building: float = 0.0
-
-    @property
-    def always(self) -> float:
-        return self.weights + self.buffers + self.optimiser + self.buckets
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes per GPU of one dataset's step, on top of what is always there.
-
-    Attributes:
-        activations: what the forward pass leaves, the batch included.
-        gathered: fsdp's layers that are whole or on their way, at most.
-        moments: phase of the step, or "update" -> bytes at the most.
-    """
-
-    activations: float
-    gathered: float
-    moments: dict[str, float]
-
-    @property
-    def moment(self) -> str:
-        """The phase that takes the most."""
-        return max(self.moments, key=self.moments.__getitem__)
-
-    @property
-    def peak(self) -> float:
-        return max(self.moments.values())
+from chatbridge.planning.batch_shapes import PlannedDataset
+from chatbridge.planning.fsdp import ShardGroups
+from chatbridge.planning.memory import MARGIN, ResidentMemory, StepMemory, resident_memory, step_memory
+from chatbridge.planning.parameters import ParameterCount
+from chatbridge.planning.placement import Placement
+from chatbridge.planning.simulator import Simulator, Step, Work
+from chatbridge.planning.throughput import Throughput, expected_throughput, transfer_seconds
 
 
 @dataclass(frozen=True)
 class Costs:
     """Memory of a GPU and time of a step; `work` and `memory` by dataset, of one rank's batch."""
 
-    resident: Resident
+    resident: ResidentMemory
     work: dict[str, dict[str, Work]]
     memory: dict[str, StepMemory]
     throughput: Throughput
 
     @property
     def peak(self) -> float:
-        """Bytes per GPU at the worst moment of the worst dataset, the driver's context included."""
-        return self.resident.always + max(m.peak for m in self.memory.values()) + CONTEXT_BYTES
-
-
-def resident(count: Inventory, shards: LanguageShards | None, sharding: Sharding, state: float | None) -> Resident:
-    """What is always there.
-
-    Args:
-        shards: None for a model without a language model to shard. state: bytes of the optimisers' state; None for a
-            run that trains nothing.
-    """
-    learnt = 0.0 if state is None else float(count.trainable_bytes)
-    weights, pinned, building = float(count.parameter_bytes), 0.0, 0.0
-    if sharding.sharded and shards is not None:
-        world = sharding.world
-        weights += shards.whole - shards.total + (0 if sharding.offload else shards.kept(world))
-        pinned = shards.pinned(world) * world / sharding.nodes if sharding.offload else 0.0
-        building = shards.total
-    buckets, gradients = (learnt, 0.0) if sharding.world > 1 else (0.0, learnt)
-    return Resident(weights, count.buffer_bytes, state or 0.0, buckets, gradients, learnt, pinned, building)
-
-
-def step_memory(step: Step, shards: LanguageShards, sharding: Sharding, update: Update) -> StepMemory:
-    """What a simulated step takes, with fsdp's gathered layers where it comes to them."""
-    layer, arriving = shards.at_layer(sharding), shards.at_forward(sharding)
-    gathered = {ENCODE: shards.at_embedding(sharding), LOSS: shards.at_loss(sharding)}
-    gathered |= {FORWARD: layer, BACKWARD: layer}
-    moments = {phase: bytes + gathered.get(phase, 0.0) for phase, bytes in step.peaks.items()}
-    moments[FORWARD] = max(moments.get(FORWARD, 0.0), step.last_layer + arriving)
-    moments["update"] = step.left + update.temporary
-    return StepMemory(step.kept, max(arriving, *gathered.values()), moments)
-
-
-@dataclass(frozen=True)
-class Situation:
-    """A run, where it takes place, and how it is spread.
-
-    Attributes:
-        planned: how many parts every batch is cut into -> the datasets with batches so small.
-        checkpointing: ``model.llm.gradient_checkpointing``. steps: optimiser steps of the whole run.
-    """
-
-    inventory: Inventory
-    simulator: Simulator
-    update: Update
-    shards: LanguageShards
-    sharding: Sharding
-    device: Device
-    links: Links
-    steps: int
-    planned: Callable[[int], list[PlannedDataset]]
-    checkpointing: bool = False
-
-    def costs(self, datasets: Sequence[PlannedDataset]) -> Costs:
-        """What these datasets' batches cost here."""
-        always = resident(self.inventory, self.shards, self.sharding, self.update.state)
-        held = self.sharding.accumulate > 1
-        work = {d.name: self.simulator.work(d.expected, self.checkpointing, held) for d in datasets}
-        memory = {d.name: max(map(self._memory, d.worst), key=lambda m: m.peak) for d in datasets}
-        shards = replace(self.shards, checkpointing=self.checkpointing)
-        moved = transfers(always.learnt, shards, self.links, self.sharding)
-        rate = expected_throughput(
-            datasets, work, self.update.flops, self.device, self.sharding, moved, self.links, self.steps
-        )
-        return Costs(always, work, memory, rate)
-
-    def _memory(self, shape: BatchShape) -> StepMemory:
-        step = self.simulator.step(shape, self.checkpointing, self.sharding.accumulate > 1)
-        return step_memory(step, self.shards, self.sharding, self.update)
+        """Bytes per GPU at the worst moment of the worst dataset."""
+        return self.resident.always + max(m.peak for m in self.memory.values())
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run it.
+    """Another way to run, or this one.
 
     Attributes:
-        strategy, offload: ``run.strategy``, ``run.offload_frozen``.
-        checkpointing: ``model.llm.gradient_checkpointing``.
+        strategy, offload, checkpointing: ``run.strategy``, ``run.offload_frozen``,
+            ``model.llm.gradient_checkpointing``.
         chosen: whether it is the configuration's own. changes: the keys that lead from there to it, besides smaller
-            batches.
+            batches; options: those and `accumulate`, for ``--options``.
         uncut: bytes per GPU with the batches as they are configured.
         parts: how many parts every batch must be cut into to fit, so that a step accumulates as many times more; None
             where not even the smallest do.
@@ -185,58 +62,134 @@ class Variant:
     peak: float
     pinned: float
     throughput: Throughput
-    options: str = field(default="")
+    options: str
 
 
-def variants(here: Situation, sizes: Sequence[int], either: bool = True) -> list[Variant]:
-    """Every combination of strategy, offloading and checkpointing, with the largest batches that fit.
-
-    To fit is to leave `MARGIN` of the device's memory free.
+class CostModel:
+    """The simulated steps of a run, and arithmetic on them for every placement over as many processes.
 
     Args:
-        sizes: the configured batch sizes in samples over all GPUs; only their divisors can be taken.
-        either: whether the language model can be built with checkpointing and without.
+        model: on the meta device; it is changed. rebuild: makes another, with gradient checkpointing or without.
+        optimizers: over its parameters. count: its parameters.
+        batches: how many parts every batch is cut into -> the datasets with batches so small.
+        where: the configuration's own placement. amp: mixed precision. steps: optimizer steps of the whole run.
     """
-    cuts = _cuts(here.planned(1), [size // here.sharding.world for size in sizes])
-    ways = [("ddp", False), ("fsdp", False), ("fsdp", True)]
-    if here.sharding.world == 1:
-        ways.remove(("fsdp", False))  # one process has nobody to share with
-    wanted = (False, True) if either else (here.checkpointing,)
-    return [_variant(here, cuts, *way, checkpointing) for way in ways for checkpointing in wanted]
+
+    def __init__(
+        self, model: nn.Module, rebuild: Callable[[bool], nn.Module], optimizers: Sequence[torch.optim.Optimizer],
+        count: ParameterCount, batches: Callable[[int], list[PlannedDataset]], where: Placement, amp: str | None,
+        steps: int,
+    ):  # fmt: skip
+        self.count, self.batches, self.where, self.steps = count, cache(batches), where, steps
+        self.groups = ShardGroups(getattr(model, "llm", None))
+        own = Simulator(model, amp, where.world)
+        self.update = own.update(optimizers)
+
+        @cache
+        def simulator(checkpointing: bool) -> Simulator:
+            return own if checkpointing == where.checkpointing else Simulator(rebuild(checkpointing), amp, where.world)
+
+        self._simulator = simulator
+
+    def resident(self, where: Placement) -> ResidentMemory:
+        return resident_memory(self.count, self.groups, where, self.update.state)
+
+    def costs(self, where: Placement) -> Costs:
+        """What the run costs there with the batches that are configured."""
+        datasets, simulator = self.batches(1), self._simulator(where.checkpointing)
+        work = {d.name: simulator.work(d.expected) for d in datasets}
+        memory = {d.name: max((self._memory(simulator.step(s), where) for s in d.worst), key=lambda m: m.peak)
+                  for d in datasets}  # fmt: skip
+        return Costs(self.resident(where), work, memory, self._throughput(work, where, 1))
+
+    def _memory(self, step: Step, where: Placement) -> StepMemory:
+        return step_memory(step, self.groups.placed(where), where, self.update, self.count.trainable_bytes)
+
+    def _throughput(self, work: dict[str, dict[str, Work]], where: Placement, parts: int) -> Throughput:
+        """With batches cut into so many parts there are as many operations, but layers are gathered for each."""
+        moved = parts * self.groups.placed(where).moved
+        transfers = transfer_seconds(moved, self.count.trainable_bytes, where)
+        return expected_throughput(self.batches(1), work, self.update.flops, transfers, where, self.steps)
+
+    def variants(self, sizes: Sequence[int], either: bool) -> list[Variant]:
+        """Every combination of strategy, offloading and checkpointing, with the largest batches that fit.
+
+        To fit is to leave `MARGIN` of the device's memory free.
+
+        Args:
+            sizes: the configured batch sizes in samples over all GPUs; only their divisors can be taken.
+            either: whether the language model can be built with checkpointing and without.
+        """
+        ways = [("ddp", False), ("fsdp", False), ("fsdp", True)]
+        if self.where.world == 1:
+            ways.remove(("fsdp", False))  # one process has nobody to share with
+        cuts = self._cuts(sizes)
+        wanted = (False, True) if either else (self.where.checkpointing,)
+        return [
+            self._variant(replace(self.where, strategy=strategy, offload=offload, checkpointing=checkpointing), cuts)
+            for strategy, offload in ways
+            for checkpointing in wanted
+        ]
+
+    def _cuts(self, sizes: Sequence[int]) -> list[int]:
+        """Numbers of parts that every batch can be cut into: 1, and so on up to single rows."""
+        rows = min(d.worst[0].positions / d.worst[0].length for d in self.batches(1))
+        common = math.gcd(*(size // self.where.world for size in sizes))
+        every = range(1, max(1, int(rows)) + 1)
+        return [n for n in every if (common % n == 0 if common else n & (n - 1) == 0)]
+
+    def _variant(self, where: Placement, cuts: Sequence[int]) -> Variant:
+        costs = self.costs(where)
+        room, step = (1 - MARGIN) * where.device.memory_gb * 1e9, _StepBySize(self, where, cuts[-1])
+
+        def peak(parts: int) -> float:
+            if parts == 1:
+                return costs.peak
+            cut = replace(where, accumulate=where.accumulate * parts)
+            return costs.resident.always + self._memory(step.cut(parts), cut).peak
+
+        fitting = next((parts for parts in cuts if peak(parts) <= room), None)
+        parts = fitting or cuts[-1]
+        keys = {
+            f"run.strategy={where.strategy}": where.strategy != self.where.strategy,
+            f"run.offload_frozen={where.offload}".lower(): where.offload != self.where.offload,
+            f"model.llm.gradient_checkpointing={where.checkpointing}".lower():
+                where.checkpointing != self.where.checkpointing,
+        }  # fmt: skip
+        changes = [key for key, needed in keys.items() if needed]
+        accumulate = where.accumulate * parts
+        options = changes + ([f"run.accum_grad_iters={accumulate}"] if parts > 1 else [])
+        return Variant(
+            where.strategy, where.offload, where.checkpointing, not changes, changes, costs.peak, fitting,
+            max(shape.samples for d in self.batches(parts) for shape in d.worst), accumulate, peak(parts),
+            costs.resident.pinned, self._throughput(costs.work, where, parts), " ".join(options),
+        )  # fmt: skip
 
 
-def _variant(here: Situation, cuts: Sequence[int], strategy: str, offload: bool, checkpointing: bool) -> Variant:
-    @cache
-    def cost(parts: int) -> Costs:
-        accumulate = here.sharding.accumulate * parts
-        sharding = replace(here.sharding, strategy=strategy, offload=offload, accumulate=accumulate)
-        return replace(here, sharding=sharding, checkpointing=checkpointing).costs(here.planned(parts))
+class _StepBySize:
+    """The step that takes the most memory, with its batch cut into parts: between the whole batch and the smallest,
+    both simulated, every number is on a straight line."""
 
-    def fits(parts: int) -> bool:
-        return cost(parts).peak <= (1 - MARGIN) * here.device.memory_gb * 1e9
+    def __init__(self, model: CostModel, where: Placement, most: int):
+        self.model, self.where, self.most = model, where, most
 
-    parts = 1 if fits(1) else cuts[-1]
-    fitting = parts if fits(parts) else None
-    if parts > 1 and fitting:
-        parts = fitting = cuts[bisect_left(cuts, True, key=fits)]
-    costs, accumulate = cost(parts), here.sharding.accumulate * parts
-    keys = {
-        f"run.strategy={strategy}": strategy != here.sharding.strategy,
-        f"run.offload_frozen={offload}".lower(): offload != here.sharding.offload,
-        f"model.llm.gradient_checkpointing={checkpointing}".lower(): checkpointing != here.checkpointing,
-    }
-    changes = [key for key, needed in keys.items() if needed]
-    accumulates = [f"run.accum_grad_iters={accumulate}"] if accumulate != here.sharding.accumulate else []
-    samples = max(shape.samples for d in here.planned(parts) for shape in d.worst)
-    return Variant(
-        strategy, offload, checkpointing, not changes, changes, cost(1).peak, fitting, samples, accumulate, costs.peak,
-        costs.resident.pinned, costs.throughput, " ".join(changes + accumulates),
-    )  # fmt: skip
+    @cached_property
+    def ends(self) -> tuple[Step, Step]:
+        simulator = self.model._simulator(self.where.checkpointing)
+        pairs = [
+            (whole, smallest)
+            for dataset, cut in zip(self.model.batches(1), self.model.batches(self.most), strict=True)
+            for whole, smallest in zip(dataset.worst, cut.worst, strict=False)
+        ]
+        whole, smallest = max(pairs, key=lambda pair: self.model._memory(simulator.step(pair[0]), self.where).peak)
+        return simulator.step(whole), simulator.step(smallest)
 
+    def cut(self, parts: int) -> Step:
+        whole, smallest = self.ends
+        share = (1 / parts - 1 / self.most) / (1 - 1 / self.most)
 
-def _cuts(datasets: Sequence[PlannedDataset], per_rank: Sequence[int]) -> list[int]:
-    """Numbers of parts that every batch can be cut into: 1, and so on up to single rows."""
-    rows = min(d.worst[0].positions / d.worst[0].length for d in datasets)
-    common = math.gcd(*per_rank)
-    every = range(1, max(1, int(rows)) + 1)
-    return [n for n in every if (common % n == 0 if common else n & (n - 1) == 0)]
+        def between(a: float, b: float) -> float:
+            return b + share * (a - b)
+
+        peaks = {phase: between(whole.peaks[phase], smallest.peaks.get(phase, 0)) for phase in whole.peaks}
+        return Step(peaks, between(whole.kept, smallest.kept), between(whole.left, smallest.left), whole.flops)

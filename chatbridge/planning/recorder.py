@@ -1,4 +1,4 @@
-"""What a step takes as it runs: operations, and bytes alive; from both what the whole model takes, few layers run."""
+"""What a step takes while it runs: operations, and bytes alive; of many equal layers only a few have to run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -25,42 +24,48 @@ ENCODE, FORWARD, LOSS, BACKWARD, BRIDGES = "encode", "forward", "loss", "backwar
 """The phases of a step: until the language model's first layer; its layers; what follows them, as far as its way back;
 the layers backward; and what is before them."""
 
+NEXT_LAYER = "next layer"
+"""The moment at which its last layer begins, when fsdp has most layers in hand."""
+
 OUTSIDE = "model"
 """The component of what runs in none."""
 
 DEPTH = 3
 """Layers that are run of a stack of equal ones. The first may have another role; the second is what one more costs."""
 
+Operations = Counter[tuple[str, bool, bool]]
+"""(component, whether backward, whether in half precision) -> operations."""
+
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     return 2 * prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-def _attention_back(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any, **___: Any) -> int:
+def _attention_backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any, **___: Any) -> int:
     """The scores anew, and the four products of which they are made the other way."""
     return 2 * prod(q.shape[:-1]) * k.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])
 
 
 FORMULAS = flop_registry | {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """PyTorch's own count of operations, and the one kernel that it lacks, as it counts the others of its kind."""
 
 
 @dataclass(eq=False)
 class Stack:
-    """Equal frozen layers of which `DEPTH` are run.
+    """Equal frozen layers of which only the first few are run.
 
     Attributes:
         blocks: those. left_out: how many are not run. kept: bytes that one layer leaves for the backward pass.
-        flops: of one layer, as in `Recorder.flops`.
+        flops: of one layer.
     """
 
     blocks: nn.Module
     left_out: int
     kept: int = 0
-    flops: Counter[tuple[str, bool, bool]] = field(default_factory=Counter)
+    flops: Operations = field(default_factory=Counter)
 
 
 def shorten(model: nn.Module) -> list[Stack]:
@@ -77,12 +82,12 @@ def shorten(model: nn.Module) -> list[Stack]:
 def _equal(blocks: nn.Module) -> bool:
     if any(p.requires_grad for p in blocks.parameters()):
         return False
-    _, first, *others = blocks
-    return all(_description(block) == _description(first) for block in others)
+    _, first, *others = map(_description, blocks)
+    return all(other == first for other in others)
 
 
 def _description(block: nn.Module) -> list[Any]:
-    """Classes, settings, shapes and types of all that is in it; not its number."""
+    """Classes, settings, shapes and types of all that is in a layer; not its number."""
     found: list[Any] = [(name, t.shape, t.dtype) for name, t in (*block.named_parameters(), *block.named_buffers())]
     for module in block.modules():
         settings = {k: v for k, v in vars(module).items() if isinstance(v, (str, int, float)) and k != "layer_idx"}
@@ -98,28 +103,21 @@ class Recorder(TorchDispatchMode):
     Args:
         model: what runs. known: tensors that are not counted; None for its own.
         component: a tensor's or module's name -> the component that it belongs to.
-        stacks: what `shorten` made of the model.
+        stacks: what `shorten` made of the model; the cost of one layer of each is entered there.
         layers: of the language model, at which phases begin and end.
 
     Attributes:
-        now: bytes alive. peaks: phase -> the most there were.
-        last_layer: bytes alive when the last of `layers` begins.
-        flops: (component, whether backward, whether in half precision) -> operations.
+        now: bytes alive. peaks: phase -> the most there were. flops: of what ran.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        component: Callable[[str], str] = str,
-        stacks: list[Stack] | None = None,
-        layers: list[nn.Module] | None = None,
-        known: Iterable[Tensor] | None = None,
-    ):
+        self, model: nn.Module, component: Callable[[str], str] = str, stacks: Iterable[Stack] = (),
+        layers: list[nn.Module] | None = None, known: Iterable[Tensor] | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.now = self.last_layer = 0
-        self.phase, self.peaks = ENCODE, {ENCODE: 0}
-        self.flops: Counter[tuple[str, bool, bool]] = Counter()
-        self.stacks, self.layers = stacks or [], layers or []
+        self.now, self.phase, self.peaks = 0, ENCODE, {ENCODE: 0}
+        self.flops: Operations = Counter()
+        self.stacks, self.layers = stacks, layers or []
         own = [*model.parameters(), *model.buffers()] if known is None else known
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
         self._places = {
@@ -138,11 +136,12 @@ class Recorder(TorchDispatchMode):
         self._hook(register_module_forward_pre_hook, self._module_begins)
         self._hook(register_module_forward_hook, self._module_ended)
         for stack in self.stacks:
-            span = _Span(self, stack)
-            for index, end in ((1, False), (2, True)):
-                self._hook(stack.blocks[index].register_forward_pre_hook, partial(span.forward, end=end))
-            for index, end in ((1, False), (0, True)):
-                self._hook(stack.blocks[index].register_forward_hook, partial(span.on_the_way_back, end=end))
+            first, second, third = stack.blocks[:DEPTH]
+            meter = _LayerMeter(self, stack)
+            self._hook(second.register_forward_pre_hook, meter.begin_forward)
+            self._hook(third.register_forward_pre_hook, meter.end_forward)
+            self._hook(second.register_forward_hook, meter.begin_backward)
+            self._hook(first.register_forward_hook, meter.end_backward)
         if self.layers:
             self._hook(self.layers[0].register_forward_pre_hook, self._layers_begin, with_kwargs=True)
             self._hook(self.layers[-1].register_forward_pre_hook, self._last_layer_begins)
@@ -210,7 +209,7 @@ class Recorder(TorchDispatchMode):
 
     def _last_layer_begins(self, *_: Any) -> None:
         if not in_backward():
-            self.last_layer = self.now
+            self.peaks[NEXT_LAYER] = self.now
 
     def _layers_ended(self, _: nn.Module, __: Any, out: Any) -> None:
         if not in_backward():
@@ -218,28 +217,32 @@ class Recorder(TorchDispatchMode):
             on_gradient(out, lambda: self._enter_phase(BACKWARD))
 
 
-class _Span:
-    """From the beginning of one layer to that of the next, and the same on the way back."""
+class _LayerMeter:
+    """Measures one layer of a stack: from the beginning of the second to that of the third, and the same way back."""
 
     def __init__(self, recorder: Recorder, stack: Stack):
         self.recorder, self.stack = recorder, stack
+        stack.kept, stack.flops = 0, Counter()
 
-    def forward(self, *_: Any, end: bool) -> None:
-        if in_backward():
-            return
-        if end:
-            self.stack.kept += self.recorder.now - self.bytes
-        self.bytes = self.recorder.now
-        self._count(end)
-
-    def on_the_way_back(self, _: nn.Module, __: Any, out: Any, end: bool) -> None:
+    def begin_forward(self, *_: Any) -> None:
         if not in_backward():
-            on_gradient(out, lambda: self._count(end))
+            self.bytes, self.flops = self.recorder.now, self.recorder.flops.copy()
 
-    def _count(self, end: bool) -> None:
-        if end:
-            self.stack.flops.update(self.recorder.flops - self.flops)
-        self.flops = self.recorder.flops.copy()
+    def end_forward(self, *_: Any) -> None:
+        if not in_backward():
+            self.stack.kept += self.recorder.now - self.bytes
+            self._add_flops()
+
+    def begin_backward(self, _: nn.Module, __: Any, out: Any) -> None:
+        if not in_backward():
+            on_gradient(out, lambda: setattr(self, "flops", self.recorder.flops.copy()))
+
+    def end_backward(self, _: nn.Module, __: Any, out: Any) -> None:
+        if not in_backward():
+            on_gradient(out, self._add_flops)
+
+    def _add_flops(self) -> None:
+        self.stack.flops.update(self.recorder.flops - self.flops)
 
 
 def in_backward() -> bool:

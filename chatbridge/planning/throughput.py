@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chatbridge.common.devices import Device
-from chatbridge.planning.batches import PlannedDataset
-from chatbridge.planning.sharding import LanguageShards, Sharding
-from chatbridge.planning.steps import Work
+from chatbridge.planning.batch_shapes import PlannedDataset
+from chatbridge.planning.placement import Placement
+from chatbridge.planning.simulator import Work
 
 COMPUTE, COMMUNICATION, COPIES = "compute", "communication", "host copies"
-
-NVLINK_GBS, PCIE_GBS, NETWORK_GBS = 200.0, 25.0, 25.0
-"""Assumed, GB/s: what a GPU receives in a collective over NVLink (data sheets: 300 and more), what it receives over
-PCIe 4.0 x16 (31.5), and what a node receives over the network (a link of 200 Gbit/s)."""
-
-
-@dataclass(frozen=True)
-class Links:
-    """Rates, GB/s, all assumed.
-
-    Attributes:
-        gpu: that a GPU receives from others of its node. host: from host memory. network: that a node receives.
-        shared: whether the first two go over the same lanes, as they do without NVLink.
-    """
-
-    gpu: float
-    host: float
-    network: float
-    shared: bool
-
-    def __post_init__(self) -> None:
-        for name in ("gpu", "host", "network"):
-            if not 0 < getattr(self, name) < math.inf:
-                told = f"the rate of a link must be above 0 GB/s and finite, not {getattr(self, name)} ({name})"
-                raise ValueError(told)
-
-
-def links_of(
-    device: Device, gpu: float | None = None, network: float | None = None, host: float | None = None
-) -> Links:
-    """The assumed rates of a device, with any of them replaced."""
-    usual = NVLINK_GBS if device.nvlink else PCIE_GBS
-    rates = [
-        usual if given is None else given for given, usual in ((gpu, usual), (host, PCIE_GBS), (network, NETWORK_GBS))
-    ]
-    return Links(*rates, not device.nvlink)
-
-
-@dataclass(frozen=True)
-class Transfers:
-    """The seconds of one step's traffic: layers gathered, gradients reduced, layers copied from host memory."""
-
-    gather: float
-    reduce: float
-    copy: float
-
-
-def transfers(learnt: float, shards: LanguageShards | None, links: Links, sharding: Sharding) -> Transfers:
-    """The seconds, as ring algorithms move the bytes: of a sum, twice what is summed less one process' part.
-
-    A ring over several nodes crosses from node to node once, so that the slower link sets its pace.
-
-    Args:
-        learnt: bytes of what trains.
-    """
-    world, others = sharding.world, (sharding.world - 1) / sharding.world
-    rate = 1e9 * (min(links.gpu, links.network) if sharding.nodes > 1 else links.gpu)
-    gathered = shards.gathered(world) * sharding.accumulate if sharding.sharded else 0.0
-    copied = gathered / world if sharding.offload else 0.0
-    return Transfers(gathered * others / rate, 2 * learnt * others / rate, copied / (1e9 * links.host))
 
 
 @dataclass(frozen=True)
@@ -82,7 +21,8 @@ class Throughput:
         step_seconds: mean over the mixture. samples_per_second: over all GPUs.
         step_flops: operations of a step over all GPUs, mean over the mixture. steps: of the whole run.
         days: its length, checkpoints, validation and waiting for data left out.
-        compute_seconds: of a step's operations, at the utilisation assumed. transfers: of its traffic.
+        compute_seconds: of a step's operations, at the utilisation assumed.
+        transfers: seconds of a step's traffic: "gather" of layers, "reduce" of gradients, "copy" from host memory.
         serial_seconds: of a step in which nothing overlapped.
         bound: what takes longest and so sets the pace: "compute", "communication" or "host copies".
     """
@@ -93,21 +33,39 @@ class Throughput:
     steps: int
     days: float
     compute_seconds: float
-    transfers: Transfers
+    transfers: dict[str, float]
     serial_seconds: float
     bound: str
 
 
-def seconds(work: Mapping[str, Work], device: Device) -> float:
-    """Time of one rank's forward and backward pass: operations at the peak of their precision, times utilisation."""
-    singles = sum(w.single for w in work.values())
-    halves = sum(w.total for w in work.values()) - singles
+def seconds(work: Iterable[Work], device: Device) -> float:
+    """Time of one rank's operations: each at the peak of its precision, times utilisation."""
+    work = list(work)
+    singles = sum(w.single for w in work)
+    halves = sum(w.total for w in work) - singles
     return (halves / device.half_tflops + singles / device.single_tflops) / (1e12 * device.utilisation)
 
 
+def transfer_seconds(moved: float, learnt: float, where: Placement) -> dict[str, float]:
+    """The seconds of one step's traffic, as ring algorithms move the bytes.
+
+    Of a sum every process receives twice what is summed less its own part. A ring over several nodes crosses from node
+    to node once, so that the slower link sets its pace.
+
+    Args:
+        moved: bytes of layers that a process puts together for one batch. learnt: bytes of what trains.
+    """
+    others = (where.world - 1) / where.world
+    rate = 1e9 * (min(where.link_gbs, where.network_gbs) if where.nodes > 1 else where.link_gbs)
+    moved *= where.accumulate
+    copied = moved / where.world if where.offload else 0.0
+    copy = copied / (1e9 * where.host_gbs)
+    return {"gather": moved * others / rate, "reduce": 2 * learnt * others / rate, "copy": copy}
+
+
 def expected_throughput(
-    datasets: Sequence[PlannedDataset], work: Mapping[str, Mapping[str, Work]], update: float, device: Device,
-    sharding: Sharding, moved: Transfers, links: Links, steps: int,
+    datasets: Sequence[PlannedDataset], work: Mapping[str, Mapping[str, Work]], update: float,
+    transfers: dict[str, float], where: Placement, steps: int,
 ) -> Throughput:  # fmt: skip
     """The mixture's mean: each dataset weighs as often as a step reads it.
 
@@ -115,20 +73,20 @@ def expected_throughput(
     buckets make them, so that the longest of the three is the step; a single process copies first, then computes.
 
     Args:
-        work: dataset -> component -> operations of one rank's batch. update: operations of the optimiser's step.
-        moved: a step's traffic.
+        work: dataset -> component -> operations of one rank's batch. update: operations of the optimizers' step.
+        transfers: see `transfer_seconds`.
     """
-    compute = sum(d.share * seconds(work[d.name], device) for d in datasets) * sharding.accumulate
-    compute += seconds({"optimiser": Work(update, 0.0)}, device)
-    parts = {COMPUTE: compute, COMMUNICATION: moved.gather + moved.reduce, COPIES: moved.copy}
-    if links.shared and sharding.world > 1:
-        parts[COMMUNICATION] += parts.pop(COPIES)
+    compute = sum(d.share * seconds(work[d.name].values(), where.device) for d in datasets) * where.accumulate
+    compute += seconds([Work(update, 0.0)], where.device)
+    parts = {COMPUTE: compute, COMMUNICATION: transfers["gather"] + transfers["reduce"], COPIES: transfers["copy"]}
     serial = sum(parts.values())
+    if not where.device.nvlink and where.world > 1:  # collectives and copies share their lanes
+        parts[COMMUNICATION] += parts.pop(COPIES)
     bound = max(parts, key=parts.__getitem__)
-    step = parts[bound] if sharding.world > 1 else serial
-    batches = sharding.world * sharding.accumulate
+    step = parts[bound] if where.world > 1 else serial
+    batches = where.world * where.accumulate
     samples = sum(d.share * d.expected.samples for d in datasets) * batches
     flops = sum(d.share * sum(w.total for w in work[d.name].values()) for d in datasets) * batches
-    flops += update * sharding.world
+    flops += update * where.world
     rate = samples / step if step else 0.0
-    return Throughput(step, rate, flops, steps, steps * step / 86400, compute, moved, serial, bound)
+    return Throughput(step, rate, flops, steps, steps * step / 86400, compute, transfers, serial, bound)

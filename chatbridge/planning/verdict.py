@@ -4,42 +4,45 @@ from __future__ import annotations
 
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatbridge.common.config import Config
 from chatbridge.models.llm import CausalLMConfig
-from chatbridge.planning.costs import MARGIN
-from chatbridge.planning.result import Plan
-from chatbridge.planning.steps import AMP_DTYPES
+from chatbridge.planning.memory import MARGIN
+from chatbridge.planning.simulator import AMP_DTYPES
 from chatbridge.runners.check import Findings
 from chatbridge.runners.config import TrainingConfig
 from chatbridge.weights import DTYPES
 from chatbridge.weights.inspection import inspect
 
+if TYPE_CHECKING:
+    from chatbridge.planning.run_plan import RunPlan
+
 DOUBT = 0.01
 """A run is said to fail on unreadable media when an acceptable share would show so many with less than this chance."""
 
 SLACK = 0.05
-"""Ways to run it whose times differ by less are taken to be equally fast."""
+"""Variants whose times differ by less are taken to be equally fast."""
 
 
-def judge_data(result: Plan, config: Config) -> None:
+def judge_data(result: RunPlan, config: Config) -> None:
     """Items that cannot be used, and labels that truncation removes."""
     allowed = getattr(config.run, "max_bad_share", 0.0)
     for name, seen in result.probes.items():
         bad = seen.refused + seen.unreadable
         tried = len(seen.refused) + seen.read
         if bad:
-            told = f"{name}: {len(bad)} of {tried} items tried cannot be used; the first: {bad[0]}"
+            line = f"{name}: {len(bad)} of {tried} items tried cannot be used; the first: {bad[0]}"
             certain = len(bad) == tried or _chance(len(bad), tried, allowed) < DOUBT
-            (result.problems if certain else result.warnings).append(told)
+            (result.problems if certain else result.warnings).append(line)
         if seen.without_label:
-            told = f"{name}: truncation leaves {seen.without_label} of {seen.items} items without a label"
-            result.warnings.append(f"{told}; raise task.max_txt_len")
+            line = f"{name}: truncation leaves {seen.without_label} of {seen.items} items without a label"
+            result.warnings.append(f"{line}; raise task.max_txt_len")
         if tried < seen.items:
             result.warnings.append(f"{name}: time was up after {tried} of {seen.items} items; --probe takes fewer")
 
 
-def judge_model(result: Plan, config: Config, found: Findings) -> None:
+def judge_model(result: RunPlan, config: Config, found: Findings) -> None:
     """Weight files and a tokenizer of another model, needless conversions. `found.model` is on the meta device."""
     llm, model = getattr(config.model, "llm", None), found.model
     if type(llm) is CausalLMConfig and Path(llm.path).exists() and not llm.random_weights:
@@ -60,35 +63,30 @@ def judge_model(result: Plan, config: Config, found: Findings) -> None:
         )
 
 
-def judge_run(result: Plan, config: Config) -> None:
+def judge_run(result: RunPlan, config: Config) -> None:
     """Where it computes, what was not measured, too little memory."""
+    gpu = result.placement.device
     if not isinstance(config.run, TrainingConfig):
         result.warnings.append("not a training run: of memory only the weights are counted, of time nothing")
-        _judge_memory(result)
-        return
-    if result.amp is None and result.memory:
-        result.warnings.append("run.amp: no: what learns computes in fp32, far below the half-precision peak")
-    if config.run.device == "cpu":
-        result.warnings.append(f"run.device is cpu: planned as if on {result.device.name}")
-    if any(not d.measured for d in result.datasets):
-        told = "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
-        result.warnings.append(told)
-    _judge_memory(result)
+    else:
+        if result.amp is None and result.memory:
+            result.warnings.append("run.amp: no: what learns computes in fp32, far below the half-precision peak")
+        if config.run.device == "cpu":
+            result.warnings.append(f"run.device is cpu: planned as if on {gpu.name}")
+        if any(not d.measured for d in result.datasets):
+            result.warnings.append(
+                "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
+            )
+    if result.peak is not None and result.peak > (1 - MARGIN) * result.room:
+        line = f"{result.peak / 1e9:.1f} GB of {gpu.memory_gb:.0f} GB on each {gpu.name}"
+        if result.peak > result.room:
+            result.problems.append(f"the run does not fit: {line}; {_remedy(result)}")
+        else:
+            result.warnings.append(f"memory is tight: {line}; the prediction is good to {MARGIN:.0%}")
 
 
-def _judge_memory(result: Plan) -> None:
-    peak, room = result.peak, result.device.memory_gb * 1e9
-    if peak is None:
-        return
-    told = f"{peak / 1e9:.1f} GB of {room / 1e9:.0f} GB on each {result.device.name}"
-    if peak > room:
-        result.problems.append(f"the run does not fit: {told}; {_remedy(result)}")
-    elif peak > (1 - MARGIN) * room:
-        result.warnings.append(f"memory is tight: {told}; the prediction is good to {MARGIN:.0%}")
-
-
-def _remedy(result: Plan) -> str:
-    """What would make it fit: what each key saves by itself, and the fastest combination that fits."""
+def _remedy(result: RunPlan) -> str:
+    """What each key saves by itself, and the fastest combination that fits."""
     own = next((v for v in result.variants if v.chosen), None)
     if own is None:
         return "take GPUs with more memory"
@@ -101,11 +99,8 @@ def _remedy(result: Plan) -> str:
     # Smaller batches use a GPU less well than the assumed utilisation says: of equally fast ones take the largest.
     equal = [v for v in fitting if v.throughput.step_seconds <= (1 + SLACK) * fastest]
     best = min(equal, key=lambda v: (v.parts, v.throughput.serial_seconds))
-    told = f"--options {best.options}"
-    if best.parts > 1:
-        told += f" with every batch size and batch_tokens divided by {best.parts}"
-    told += f" fits, at {best.peak / 1e9:.1f} GB"
-    return "; ".join([*lines, told])
+    smaller = f" with every batch size and batch_tokens divided by {best.parts}" if best.parts > 1 else ""
+    return "; ".join([*lines, f"--options {best.options}{smaller} fits, at {best.peak / 1e9:.1f} GB"])
 
 
 def _chance(bad: int, tried: int, share: float) -> float:

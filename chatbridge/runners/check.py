@@ -44,6 +44,7 @@ class Findings:
         model: on the meta device; None where it cannot be built there.
         optimizers: of a training run, over the model's parameters.
         datasets: "datasets.<name>" or "validation.<name>" -> those that could be opened.
+        outlines: the same, and those whose files are awaited, of which kinds and processors are known.
     """
 
     awaited: list[str] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Findings:
     model: nn.Module | None = None
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     datasets: dict[str, TaskDataset] = field(default_factory=dict)
+    outlines: dict[str, TaskDataset] = field(default_factory=dict)
 
     def attempt(self, step: Callable[[], Any]) -> Any:
         """The step's result, or None when it failed (the problems are noted, each once)."""
@@ -124,6 +126,7 @@ def _open_datasets(assembly: Assembly, found: Findings, parts: Parts) -> None:
         for name in getattr(assembly.config, section):
             dataset = found.attempt(lambda s=section, n=name: _build_dataset(assembly, s, n, parts))
             if dataset is not None:
+                found.outlines[f"{section}.{name}"] = dataset
                 if not _awaits(assembly, f"{section}.{name}."):
                     found.datasets[f"{section}.{name}"] = dataset
                 _send_blanks(assembly, found, f"{section}.{name}", dataset, sent)

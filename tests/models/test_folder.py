@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from chatbridge.models import CausalLM, CausalLMConfig
-from chatbridge.planning.architectures import find_architecture
+from chatbridge.planning.model import find_architecture
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.weights.__main__ import main
 from tests import tiny
@@ -63,7 +63,7 @@ class TestNothingRuns:
     def test_a_family_that_transformers_knows_is_its_own(self, folder):
         edit(folder / "config.json", auto_map=self.OWN)
         assert type(load(folder).model).__name__ == "LlamaForCausalLM"
-        assert find_architecture(CausalLMConfig(path=str(folder))).config.model_type == "llama"
+        assert find_architecture(CausalLMConfig(path=str(folder)))[0].model_type == "llama"
         assert main(["inspect", str(folder)]) == 0
 
     @pytest.mark.parametrize("family", ["own", None])

@@ -69,10 +69,9 @@ def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, de
         found.items += 1
         try:
             with one_sample:
-                record, rng = item.record(), item.rng
-                rendered, kind = _render(dataset, record, rng)
-                if tokenizer is not None:
-                    _count_tokens(found, rendered, dataset, tokenizer)
+                record, kind, rendered, tokens = item.rendered(dataset, tokenizer)
+                if tokens is not None:
+                    _count_tokens(found, rendered, tokens, dataset, tokenizer)
         except ValueError as error:
             found.refused.append(f"{item.name}: {error}")
             continue
@@ -80,7 +79,7 @@ def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, de
             continue
         found.read += 1
         try:
-            found.media_bytes = max(found.media_bytes, _load(dataset, record, kind, rng))
+            found.media_bytes = max(found.media_bytes, _load(dataset, record, kind, item.rng))
         except (ValueError, OSError) as error:
             found.unreadable.append(f"{record.id}: {error}")
     return found
@@ -96,18 +95,16 @@ def first_samples(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int 
     for item in _items(dataset, count, spread=False):
         try:
             with one_sample:
-                rendered, _ = _render(dataset, item.record(), item.rng)
-                if tokenizer is None:
-                    shown.append({"id": rendered.id, "text": _mark_segments(rendered.segments)})
-                    continue
-                tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.rows)
+                _, _, rendered, tokens = item.rendered(dataset, tokenizer)
         except ValueError as error:
             shown.append({"id": item.name, "text": f"cannot be rendered: {error}"})
             continue
-        labels = sum(label != IGNORE for label in tokens.labels)
-        text = mark_tokens(tokens, tokenizer)
-        sizes = {"positions": len(tokens), "supervised": labels, "cut": tokens.cut}
-        shown.append({"id": rendered.id, "text": text, **sizes})
+        if tokens is None:
+            shown.append({"id": rendered.id, "text": _mark_segments(rendered.segments)})
+        else:
+            labels = sum(label != IGNORE for label in tokens.labels)
+            sizes = {"positions": len(tokens), "supervised": labels, "cut": tokens.cut}
+            shown.append({"id": rendered.id, "text": mark_tokens(tokens, tokenizer), **sizes})
     return shown
 
 
@@ -118,6 +115,15 @@ class _Item:
     name: str
     record: Callable[[], Record]
     rng: random.Random
+
+    def rendered(
+        self, dataset: TaskDataset, tokenizer: Tokenizer | None
+    ) -> tuple[Record, TaskKind, Rendered, TokenizedSample | None]:
+        """The record, its kind, the sample and, with a tokenizer, its tokens. Raises ValueError for an unusable one."""
+        record, task = self.record(), dataset.parts.task
+        kind = self.rng.choice(dataset.kinds) if len(dataset.kinds) > 1 else dataset.kinds[0]
+        rendered = task.render(record, kind, self.rng, None, dataset.open)
+        return record, kind, rendered, tokenizer and task.tokenize(rendered, tokenizer, dataset.rows)
 
 
 def _items(dataset: TaskDataset, count: int, spread: bool) -> Iterator[_Item]:
@@ -183,13 +189,9 @@ def _one_line(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
-def _render(dataset: TaskDataset, record: Record, rng: random.Random) -> tuple[Rendered, TaskKind]:
-    kind = rng.choice(dataset.kinds) if len(dataset.kinds) > 1 else dataset.kinds[0]
-    return dataset.parts.task.render(record, kind, rng, None, dataset.open), kind
-
-
-def _count_tokens(found: Probe, rendered: Rendered, dataset: TaskDataset, tokenizer: Tokenizer) -> None:
-    tokens = dataset.parts.task.tokenize(rendered, tokenizer, dataset.rows)
+def _count_tokens(
+    found: Probe, rendered: Rendered, tokens: TokenizedSample, dataset: TaskDataset, tokenizer: Tokenizer
+) -> None:
     answers = [s.text for s in rendered.segments if isinstance(s, Text) and s.supervised]
     left = sum(label != IGNORE for label in tokens.labels)
     found.labels_before += sum(len(tokenizer.encode(text)) for text in answers)
@@ -199,7 +201,7 @@ def _count_tokens(found: Probe, rendered: Rendered, dataset: TaskDataset, tokeni
     found.cut_tokens += tokens.cut
     found.lengths.append(len(tokens))
     found.labels.append(left)
-    counts: dict[str, int] = {m: 0 for kind in dataset.kinds for m in kind.modalities}
+    counts = {m: 0 for kind in dataset.kinds for m in kind.modalities}
     for slot in tokens.slots:
         counts[slot.modality] = counts.get(slot.modality, 0) + slot.count
     for modality, count in counts.items():

@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatbridge.common.batch import MIXED
-from chatbridge.contracts import RowsOf
+from chatbridge.datasets.builder import TaskDataset
 from chatbridge.datasets.collate import TokenBudget, first_fit
-from chatbridge.datasets.kinds import TaskKind
-from chatbridge.planning.probe import Probe
-from chatbridge.tasks.base import Task
+from chatbridge.planning.dataset_probe import Probe
 
 TRIALS = 64
 """Batches that are put together, by length alone, to learn how packing and budgets work out."""
@@ -58,6 +56,12 @@ class BatchShape:
         """B * L."""
         return (self.samples if self.rows is None else self.rows) * self.length
 
+    def repeated(self, times: int) -> BatchShape:
+        """So many of these batches in one."""
+        media = {m: replace(one, count=one.count * times) for m, one in self.media.items()}
+        rows = None if self.rows is None else self.rows * times
+        return BatchShape(self.samples * times, self.length, self.supervised * times, media, rows)
+
     def __hash__(self) -> int:
         return hash((self.samples, self.length, self.supervised, self.rows, *sorted(self.media.items(), key=str)))
 
@@ -84,124 +88,101 @@ class PlannedDataset:
     measured: bool
 
 
-@dataclass(frozen=True)
-class Samples:
+class SampleStatistics:
     """What is known of a dataset's samples, or taken at worst.
 
+    Args:
+        dataset: its files need not be there. share: of the mixture.
+        probe: what a first look found, if there could be one. bos: 1 where samples begin with BOS, else 0.
+
     Attributes:
-        kind: its task kinds, as written. share: of the mixture. measured: whether there was something to probe.
+        measured: whether there was something to probe.
         limit: positions of the longest sample there can be, BOS included; text: of them, those that may have loss.
         lengths: of the samples looked at, BOS included; the limit alone where there were none.
         labels: supervised positions of a sample, on average.
-        media, most: modality -> media of a sample, on average and at most; shapes: of one, [T, ...].
+        media, most: modality -> media of a sample, on average and at most.
     """
 
-    kind: str
-    share: float
-    measured: bool
-    limit: int
-    text: int
-    lengths: Sequence[int]
-    labels: float
-    media: Mapping[str, float]
-    most: Mapping[str, float]
-    shapes: Mapping[str, tuple[int, ...]]
+    def __init__(self, dataset: TaskDataset, share: float, probe: Probe | None, bos: int):
+        self.config, self.share = dataset.config, share
+        self.measured = probe is not None and bool(probe.lengths)
+        kinds, task = dataset.kinds, dataset.parts.task
+        self.most = {m: 1.0 for kind in kinds for m in kind.modalities}
+        self.media = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in self.most}
+        if self.measured:
+            self.most = {m: float(max(counts)) for m, counts in probe.media.items()}
+            self.media = {m: sum(counts) / len(counts) for m, counts in probe.media.items()}
+        self._shapes = {m: tuple(dataset.processors[m].shape) for m in self.most}
+        shown = int(sum(count * dataset.rows[m] for m, count in self.most.items()))
+        self.text = task.max_txt_len if task.budget == "text" else max(1, task.max_txt_len - shown)
+        self.limit = shown + self.text + bos
+        self.lengths = [length + bos for length in probe.lengths] if self.measured else [self.limit]
+        self.labels = sum(probe.labels) / len(probe.labels) if self.measured else float(self.text)
 
     def batch(
         self, samples: float, length: float, supervised: float, media: Mapping[str, float], rows: float | None = None
     ) -> BatchShape:
-        found = {m: MediaBatch(samples * n, self.shapes[m][0], self.shapes[m][1:]) for m, n in media.items()}
+        found = {m: MediaBatch(samples * n, self._shapes[m][0], self._shapes[m][1:]) for m, n in media.items()}
         return BatchShape(samples, length, supervised, found, rows)
 
+    def expected(self, samples: int, budget: int | None, pack: int | None) -> BatchShape:
+        """One rank's batch, on average.
 
-def describe_samples(
-    config: Any, share: float, task: Task, processors: Mapping[str, Any], rows: Mapping[str, RowsOf],
-    probe: Probe | None, bos: int = 1,
-) -> Samples:  # fmt: skip
-    """What is known of one dataset's samples.
+        Rows of one sample each are as long as the longest of so many draws; rows that are packed, or as many as a
+        budget holds, are put together here by the rules that the data loader follows, from lengths drawn among those
+        measured.
+        """
+        if budget is None and pack is None:
+            length = expected_maximum(_chances([self], [1.0]), samples)
+            return self.batch(samples, length, samples * self.labels, self.media)
+        rng, count, rows, positions = random.Random(0), 0, 0, 0
+        for _ in range(TRIALS):
+            drawn = [min(rng.choice(self.lengths), pack or budget) for _ in range(samples)]
+            if budget is not None:
+                drawn, budgeted = [], TokenBudget(budget, pack)
+                while budgeted.add(length := min(rng.choice(self.lengths), pack or budget)):
+                    drawn.append(length)
+            packed = [[i] for i in range(len(drawn))] if pack is None else first_fit(drawn, pack)
+            count += len(drawn)
+            rows += len(packed)
+            positions += len(packed) * max(sum(drawn[i] for i in row) for row in packed)
+        mean = count / TRIALS
+        return self.batch(mean, positions / rows, mean * self.labels, self.media, rows / TRIALS)
 
-    Args:
-        config: the dataset's configuration. share: of the mixture.
-        processors: modality -> processor, the dataset's own included. rows: those of the model's media.
-        probe: what a first look found, if there could be one. bos: 1 where samples begin with BOS, else 0.
-
-    Raises:
-        ValueError: a kind, modality or shape that nothing here serves.
-    """
-    kinds = TaskKind.parse_all(config.kind, rows)
-    most = {m: 1.0 for kind in kinds for m in kind.modalities}
-    mean = {m: sum(m in kind.modalities for kind in kinds) / len(kinds) for m in most}
-    measured = probe is not None and bool(probe.lengths)
-    if measured:
-        most = {m: float(max(counts)) for m, counts in probe.media.items()}
-        mean = {m: sum(counts) / len(counts) for m, counts in probe.media.items()}
-    lacking = [modality for modality in most if modality not in processors]
-    if lacking:
-        raise ValueError(f"kind shows '{lacking[0]}', which needs a processor under processors")
-    shapes = {m: tuple(processors[m].shape) for m in most}
-    shown = int(sum(count * rows[m](shapes[m]) for m, count in most.items()))
-    text = task.max_txt_len if task.budget == "text" else max(1, task.max_txt_len - shown)
-    limit = shown + text + bos
-    lengths, labels = [limit], float(text)
-    if measured:
-        lengths, labels = [length + bos for length in probe.lengths], sum(probe.labels) / len(probe.labels)
-    return Samples(config.kind, share, measured, limit, text, lengths, labels, mean, most, shapes)
+    def worst(self, samples: int, budget: int | None, pack: int | None) -> list[BatchShape]:
+        """Batches of one rank, one of which takes the most memory."""
+        limit = min(self.limit, pack or budget or self.limit)
+        if budget is None:
+            rows = None if pack is None else math.ceil(samples / max(1, pack // limit))
+            return [self.batch(samples, pack or limit, samples * self.text, self.most, rows)]
+        found = []
+        # A budget is worst for attention and loss when samples are long, for encoders when they are short.
+        for length in dict.fromkeys((limit, max(1, min(*self.lengths, limit - self.text + 1)))):
+            if pack is None:
+                rows = math.ceil(budget / length)
+                samples, length = rows, budget // rows
+            else:
+                rows = max(1, budget // pack)
+                samples = rows * max(1, pack // length)
+            supervised = rows * (pack or length) * self.text / self.limit
+            found.append(self.batch(samples, pack or length, supervised, self.most, rows))
+        return found
 
 
-def planned_dataset(name: str, config: Any, known: Samples, world: int, parts: int = 1) -> PlannedDataset:
+def planned_dataset(name: str, known: SampleStatistics, world: int, parts: int = 1) -> PlannedDataset:
     """The shapes of one dataset's batches over `world` processes, each batch cut into so many parts."""
+    config = known.config
     size = max(1, config.batch_size // parts)
-    samples = max(1, size // world)
     budget = None if config.batch_tokens is None else max(1, config.batch_tokens // parts // world)
-    worst = _worst(known, samples, budget, config.pack)
-    expected = _expected(known, samples, budget, config.pack) if known.measured else worst[0]
+    how = (max(1, size // world), budget, config.pack)
+    worst = known.worst(*how)
+    expected = known.expected(*how) if known.measured else worst[0]
     return PlannedDataset(name, config.kind, known.share, size, worst, expected, known.measured)
 
 
-def _expected(known: Samples, samples: int, budget: int | None, pack: int | None) -> BatchShape:
-    """One rank's batch, on average.
-
-    Rows of one sample each are as long as the longest of so many draws; rows that are packed, or as many as a budget
-    holds, are put together here by the rules that the data loader follows, from lengths drawn among those measured.
-    """
-    if budget is None and pack is None:
-        length = expected_maximum(_chances([replace(known, share=1.0)]), samples)
-        return known.batch(samples, length, samples * known.labels, known.media)
-    rng, count, rows, positions = random.Random(0), 0, 0, 0
-    for _ in range(TRIALS):
-        drawn = [min(rng.choice(known.lengths), pack or budget) for _ in range(samples)]
-        if budget is not None:
-            drawn, budgeted = [], TokenBudget(budget, pack)
-            while budgeted.add(length := min(rng.choice(known.lengths), pack or budget)):
-                drawn.append(length)
-        packed = [[i] for i in range(len(drawn))] if pack is None else first_fit(drawn, pack)
-        count += len(drawn)
-        rows += len(packed)
-        positions += len(packed) * max(sum(drawn[i] for i in row) for row in packed)
-    mean = count / TRIALS
-    return known.batch(mean, positions / rows, mean * known.labels, known.media, rows / TRIALS)
-
-
-def _worst(known: Samples, samples: int, budget: int | None, pack: int | None) -> list[BatchShape]:
-    limit = min(known.limit, pack or budget or known.limit)
-    if budget is None:
-        rows = None if pack is None else math.ceil(samples / max(1, pack // limit))
-        return [known.batch(samples, pack or limit, samples * known.text, known.most, rows)]
-    found = []
-    # A budget of positions is worst for attention and loss when samples are long, for encoders when they are short.
-    for length in dict.fromkeys((limit, max(1, min(*known.lengths, limit - known.text + 1)))):
-        if pack is None:
-            rows = math.ceil(budget / length)
-            samples, length = rows, budget // rows
-        else:
-            rows = max(1, budget // pack)
-            samples = rows * max(1, pack // length)
-        supervised = rows * (pack or length) * known.text / known.limit
-        found.append(known.batch(samples, pack or length, supervised, known.most, rows))
-    return found
-
-
-def planned_mixture(datasets: Sequence[Samples], batch_size: int, world: int, parts: int = 1) -> PlannedDataset:
+def planned_mixture(
+    datasets: Sequence[SampleStatistics], batch_size: int, world: int, parts: int = 1
+) -> PlannedDataset:
     """The shapes of mixed batches of `batch_size` samples over `world` ranks, each cut into so many parts.
 
     At worst one dataset gives as many samples as it ever will, and every row is as long as the longest there can be.
@@ -216,23 +197,24 @@ def planned_mixture(datasets: Sequence[Samples], batch_size: int, world: int, pa
         rest = (samples - count) / max(1e-9, 1 - known.share)
         counts = [count if other is known else rest * other.share for other in datasets]
         worst.append(BatchShape(samples, length, samples * text, _joined(datasets, counts, "most")))
+    shares = [known.share for known in datasets]
     supervised = samples * sum(known.share * known.labels for known in datasets)
-    media = _joined(datasets, [samples * known.share for known in datasets], "media")
-    expected = BatchShape(samples, expected_maximum(_chances(datasets), samples), supervised, media)
-    kinds = " + ".join(dict.fromkeys(known.kind for known in datasets))
+    media = _joined(datasets, [samples * share for share in shares], "media")
+    expected = BatchShape(samples, expected_maximum(_chances(datasets, shares), samples), supervised, media)
+    kinds = " + ".join(dict.fromkeys(known.config.kind for known in datasets))
     return PlannedDataset(MIXED, kinds, 1.0, size, worst, expected, all(known.measured for known in datasets))
 
 
-def _chances(datasets: Sequence[Samples]) -> dict[int, float]:
+def _chances(datasets: Sequence[SampleStatistics], shares: Sequence[float]) -> dict[int, float]:
     """Length -> how often a sample has it."""
     chances: Counter[int] = Counter()
-    for known in datasets:
+    for known, share in zip(datasets, shares, strict=True):
         for length in known.lengths:
-            chances[length] += known.share / len(known.lengths)
+            chances[length] += share / len(known.lengths)
     return chances
 
 
-def _joined(datasets: Sequence[Samples], counts: Sequence[float], which: str) -> dict[str, MediaBatch]:
+def _joined(datasets: Sequence[SampleStatistics], counts: Sequence[float], which: str) -> dict[str, MediaBatch]:
     """The media of so many samples of each dataset."""
     media: dict[str, MediaBatch] = {}
     for known, count in zip(datasets, counts, strict=True):

@@ -26,10 +26,10 @@ from chatbridge.models import (
     EvaVitConfig,
     QFormerConfig,
 )
-from chatbridge.planning.batches import BatchShape, MediaBatch
-from chatbridge.planning.inventory import component_of
+from chatbridge.planning.batch_shapes import BatchShape, MediaBatch
+from chatbridge.planning.parameters import component_of
 from chatbridge.planning.recorder import Recorder, shorten
-from chatbridge.planning.steps import Simulator, made_up, rows_of
+from chatbridge.planning.simulator import Simulator, blank_batch, rows_of
 from chatbridge.runners import TrainingConfig
 from chatbridge.weights import DTYPES
 from tests import tiny
@@ -54,7 +54,6 @@ CASES = {
     "grouped heads": {"kv": 2},
     "amp, large vocabulary": {"dtype": "bfloat16", "amp": True, "vocabulary": 20_000},
     "amp, every branch": {"dtype": "bfloat16", "amp": True, "world": 2, "modality": "audio"},
-    "gradients of earlier batches": {"held": True},
     "packed": {"rows": 2},
 }
 
@@ -99,10 +98,10 @@ def parts_of(case):
     settings = dict(CASES[case])
     shape = shape_of(**{k: settings.pop(k) for k in ("modality", "steps", "rows") if k in settings})
     how = {"amp": "bf16" if settings.pop("amp", False) else None, "world": settings.pop("world", 1)}
-    return settings, shape, how, settings.pop("held", False)
+    return settings, shape, how
 
 
-def real_step(made, shape, how, held):
+def real_step(made, shape, how):
     """A step with content, on the CPU, under the same recorder."""
     made.every_branch = how["world"] > 1
     trainable = [p for p in made.parameters() if p.requires_grad]
@@ -110,9 +109,7 @@ def real_step(made, shape, how, held):
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     made.llm.try_out("packing")
     with Recorder(made, component_of, layers=list(made.llm.model.model.layers)) as seen:
-        batch = made_up(shape, rows_of(made, shape))
-        for parameter in trainable if held else ():
-            parameter.grad = torch.zeros_like(parameter)
+        batch = blank_batch(shape, rows_of(made, shape))
         with torch.autocast("cpu", torch.bfloat16) if how["amp"] else nullcontext():
             loss = made(batch).loss_sum
         kept = seen.now
@@ -123,18 +120,18 @@ def real_step(made, shape, how, held):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_without_content_takes_what_a_real_one_does(case):
-    settings, shape, how, held = parts_of(case)
-    step = Simulator(on_meta(**settings), **how).step(shape, held=held)
-    seen, kept, left = real_step(model(**settings), shape, how, held)
+    settings, shape, how = parts_of(case)
+    step = Simulator(on_meta(**settings), **how).step(shape)
+    seen, kept, left = real_step(model(**settings), shape, how)
     assert step.flops == seen.flops and step.peaks.keys() == seen.peaks.keys()
     for phase, bytes in seen.peaks.items():
         assert step.peaks[phase] == pytest.approx(bytes, rel=0.01), phase
-    assert (step.kept, step.left, step.last_layer) == pytest.approx((kept, left, seen.last_layer), rel=0.01)
+    assert (step.kept, step.left) == pytest.approx((kept, left), rel=0.01)
 
 
 @pytest.mark.parametrize("case", ["fp32 image and audio", "amp video", "checkpointing"])
 def test_operations_are_those_that_pytorch_counts(case):
-    settings, shape, how, _ = parts_of(case)
+    settings, shape, how = parts_of(case)
     work = Simulator(on_meta(**settings), **how).work(shape)
     made = model(**settings)
     # The CPU's fused kernel is not known to the counter: it is counted as the GPU's.
@@ -147,7 +144,7 @@ def test_operations_are_those_that_pytorch_counts(case):
     }
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         with torch.autocast("cpu", torch.bfloat16) if how["amp"] else nullcontext():
-            loss = made(made_up(shape, rows_of(made, shape))).loss
+            loss = made(blank_batch(shape, rows_of(made, shape))).loss
         forward = counter.get_total_flops()
         loss.backward()
     assert sum(w.forward for w in work.values()) == forward
@@ -164,7 +161,7 @@ def test_few_layers_tell_what_all_of_them_take(more):
     assert short.flops == whole.flops
     for phase, bytes in whole.peaks.items():
         assert short.peaks[phase] == pytest.approx(bytes, rel=0.002), phase
-    assert (short.kept, short.left, short.last_layer) == pytest.approx((whole.kept, whole.left, whole.last_layer))
+    assert (short.kept, short.left) == pytest.approx((whole.kept, whole.left))
 
 
 def test_layers_that_learn_or_differ_are_all_run():
@@ -217,7 +214,7 @@ def test_an_encoder_from_outside_the_package(monkeypatch):
     ENCODERS.register("pitches", config=Config)(Pitches)
     settings = {"encoder": Config(width=32, heads=4)}
     step = Simulator(on_meta(**settings)).step(shape_of())
-    seen, kept, _ = real_step(model(**settings), shape_of(), {"amp": None, "world": 1}, False)
+    seen, kept, _ = real_step(model(**settings), shape_of(), {"amp": None, "world": 1})
     assert step.flops == seen.flops and step.kept == pytest.approx(kept, rel=0.01)
     assert seen.flops["bridges.vision.encoder", False, False] == 2 * B * 3 * 56 * 56 * 32
 
