@@ -32,7 +32,7 @@ import soundfile
 from gradio_client import Client, handle_file
 from PIL import Image, ImageDraw
 
-from chatbridge.demo import markup
+from chatbridge.demo import view
 from chatbridge.inference import ChatSession, Engine
 
 ROOT = Path(__file__).parent.parent
@@ -157,7 +157,7 @@ def _conversation(client: Client, script: Script, load: Load, lock: threading.Lo
 def answer_of(messages: list[dict[str, Any]]) -> str:
     """The text of the last message."""
     parts = messages[-1]["content"] if messages else []
-    return "".join(markup.unescape(part["text"]) for part in parts if part["type"] == "text")
+    return "".join(view.unescape(part["text"]) for part in parts if part["type"] == "text")
 
 
 def _pss(process: psutil.Process) -> int:

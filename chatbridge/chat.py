@@ -10,15 +10,20 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
-
-import torch
 
 from chatbridge.common.documents import repaired
 from chatbridge.common.logging import setup_logging
-from chatbridge.inference import ChatSession, Engine, GenerationSettings, Medium, ReplyStream, load_for_chat
+from chatbridge.inference import ChatSession, GenerationSettings, Medium, ReplyStream
+from chatbridge.inference.command_line import (
+    add_device_argument,
+    add_model_arguments,
+    load_engine,
+    on_signal,
+    report_failure,
+)
 
 PROMPT, INTERRUPTED = "> ", 130
 
@@ -134,7 +139,7 @@ class Terminal:
 
     def answer(self, answer: ReplyStream) -> None:
         """Write an answer as it comes; Ctrl-C ends it."""
-        with _interrupts(self.session.cancel):
+        with on_signal(self.session.cancel, signal.SIGINT):
             for piece in answer:
                 print(piece, end="", file=self.output, flush=True)
         print(file=self.output, flush=True)
@@ -149,18 +154,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(True)
     try:
-        loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
-        if loaded.config.run.threads:
-            torch.set_num_threads(loaded.config.run.threads)
-        terminal = Terminal(ChatSession(Engine.load(loaded, device=args.device), settings(args)))
+        _, engine = load_engine(args, args.device)
+        terminal = Terminal(ChatSession(engine, settings(args)))
         if args.load:
             terminal.session.load(args.load)
     except (ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        if "quickstart" in str(args.cfg_path):
-            print("hint: `make quickstart` makes this model", file=sys.stderr)
-        return 1
+        return report_failure(error, args)
     try:
         return talk(terminal, sys.stdin)
     except KeyboardInterrupt:
@@ -209,10 +208,8 @@ def settings(args: argparse.Namespace) -> GenerationSettings:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     usual = GenerationSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg-path", required=True, help="the model's YAML")
-    parser.add_argument("--checkpoint", help="instead of those that the YAML names under model.weights")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
+    add_model_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--load", metavar="FILE", help="a conversation to go on with")
     parser.add_argument("--max-new-tokens", type=int, help="length of an answer at most")
     parser.add_argument("--temperature", type=float, default=usual.temperature, help="0 takes the likeliest tokens")
@@ -222,21 +219,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-beams", type=int, default=usual.num_beams)
     parser.add_argument("--seed", type=int, help="of sampling")
     return parser.parse_args(argv)
-
-
-@contextmanager
-def _interrupts(first: Callable[[], None]) -> Iterator[None]:
-    """While it is open, Ctrl-C calls `first`; pressed again, it interrupts as usual."""
-
-    def on_signal(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        first()
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _file(name: str) -> str:

@@ -6,16 +6,14 @@ Listens on http://127.0.0.1:8000/v1 until SIGTERM or Ctrl-C. docs/serving.md say
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import os
 import sys
 from pathlib import Path
 
-import torch
-
 from chatbridge.common.logging import setup_logging
-from chatbridge.inference import Engine, limits, load_for_chat
+from chatbridge.inference import limits
+from chatbridge.inference.command_line import add_device_argument, add_model_arguments, load_engine, report_failure
 from chatbridge.serving import Endpoint, ServingOptions
 from chatbridge.serving.server import Server
 from chatbridge.web import access
@@ -27,27 +25,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(True)
     try:
-        options, reached = serving_options(args), access.from_arguments(args)
-        loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
-        if loaded.config.run.threads:
-            torch.set_num_threads(loaded.config.run.threads)
-        engine = Engine.load(loaded, device=args.device)
+        options, access_options = serving_options(args), access.from_arguments(args)
+        _, engine = load_engine(args, args.device)
     except (ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        if "quickstart" in str(args.cfg_path):
-            print("hint: `make quickstart` makes this model", file=sys.stderr)
-        return 1
-    if not is_loopback(args.host) and not options.keys:
+        return report_failure(error, args)
+    if not access.is_local(args.host) and not options.keys:
         logger.warning("everybody who can reach %s may ask: give --api-key-env, or leave --host as it is", args.host)
-    return Server(Endpoint(engine, options), args.host, args.port, args.grace, reached).run_until_stopped()
+    return Server(Endpoint(engine, options), args.host, args.port, args.grace, access_options).run_until_stopped()
 
 
 def serving_options(args: argparse.Namespace) -> ServingOptions:
-    """What a command line asks for.
+    """The options of a command line.
 
     Raises:
-        ValueError: for values out of range, a folder or keys that are not there.
+        ValueError: for values out of range, and a missing folder or key.
     """
     return ServingOptions(
         model_name=args.model_name or Path(args.cfg_path).stem,
@@ -78,30 +69,20 @@ def api_keys(variable: str | None) -> tuple[str, ...]:
     return keys
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     usual = ServingOptions(model_name="")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg-path", required=True, help="the model's YAML")
-    parser.add_argument("--checkpoint", help="instead of those that the YAML names under model.weights")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
+    add_model_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--model-name", help="what clients call the model; the YAML's name without its ending")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; give --api-key-env then")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the API key")
     parser.add_argument("--media-folder", type=Path, metavar="DIR", help="requests may name files below it")
     parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers at a time")
-    parser.add_argument("--queue", type=int, default=usual.queue, help="requests that may wait; others are told 429")
+    parser.add_argument(
+        "--queue", type=int, default=usual.queue, help="requests that may wait; further ones get status 429"
+    )
     parser.add_argument("--max-beams", type=int, default=usual.max_beams, help="that a request may search with")
     parser.add_argument(
         "--cache-positions", type=int, default=usual.cache_positions,

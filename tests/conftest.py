@@ -10,6 +10,7 @@ import torch
 
 import train
 from tests import tiny
+from tests.inference import tools as chat
 
 LONGEST = ("dataset_prep/test_quickstart", "runners/test_elastic", "runners/test_resume", "datasets/test_memory")
 """Files of tests that take minutes: first, so that the processes which share the suite end at about the same time."""
@@ -45,3 +46,15 @@ def run_plan(tmp_path, capsys):
         return status, json.loads(out.out)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    """A tiny model to talk to; what a test changes in it, it changes back."""
+    return chat.make_engine(tmp_path_factory.mktemp("model"), max_txt_len=200)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Pictures, sounds and videos by name (`tests.inference.tools.write_media`), for reading only."""
+    return chat.write_media(tmp_path_factory.mktemp("media"))

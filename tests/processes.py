@@ -39,7 +39,7 @@ class Run:
 
     def __init__(self, folder: Path, arguments: list[str], world: int = 1, before: Callable[[int], None] | None = None):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, port = folder, _free_port()
+        self.folder, port = folder, free_port()
         self.logs = [folder / f"log_rank{rank}.txt" for rank in range(world)]
         self.processes = [
             FORK.Process(target=_main, args=(rank, world, port, arguments, self.logs[rank], before))
@@ -126,7 +126,7 @@ def _main(
         os._exit(status)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

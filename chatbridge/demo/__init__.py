@@ -1,1 +1,1 @@
-"""The web page: conversations with a model in a browser, over `chatbridge.inference`."""
+"""The demo page: conversations with a model in a browser, over `chatbridge.inference`."""

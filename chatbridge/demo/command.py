@@ -1,4 +1,4 @@
-"""``python demo.py``: arguments, models, the page, and its end."""
+"""The command ``python demo.py``: loads the models and serves the page until a signal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -14,41 +13,41 @@ import torch
 
 from chatbridge.common.config import LoadedConfig
 from chatbridge.common.logging import setup_logging
-from chatbridge.demo.page import Words
-from chatbridge.demo.server import Serving, serve
-from chatbridge.inference import Engine, limits, load_for_chat
+from chatbridge.demo.page import PageText
+from chatbridge.demo.server import DemoOptions, serve
+from chatbridge.inference import Engine, limits
+from chatbridge.inference.command_line import add_model_arguments, load_engine, on_signal, report_failure
 from chatbridge.web import access
 
 logger = logging.getLogger("chatbridge")
 
-SEEING = {"image": "pictures", "video": "videos"}
+VISUAL_MODALITIES = {"image": "pictures", "video": "videos"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns the exit status."""
     args = parse_args(argv)
     setup_logging(True)
-    over = threading.Event()
+    stopped = threading.Event()
     try:
-        bounds = limits.from_arguments(args)
-        serving = Serving(
-            host=args.host, port=args.port, share=args.share, waiting=args.queue, parallel=args.parallel,
+        media_limits = limits.from_arguments(args)
+        options = DemoOptions(
+            host=args.host, port=args.port, share=args.share, max_waiting=args.queue, parallel=args.parallel,
             access=access.from_arguments(args),
         )  # fmt: skip
         loaded, engines, names = load(args)
-        words = describe(loaded, engines, names)
-        with _signals(over), serve(engines, loaded, words, bounds, serving) as running:
+        text = describe(loaded, engines, names)
+        with (
+            on_signal(stopped.set, signal.SIGINT, signal.SIGTERM),
+            serve(engines, loaded, text, media_limits, options) as running,
+        ):
             print(f"ChatBridge is at {running.address} (Ctrl-C ends it)", flush=True)
             if running.public:
                 print(f"and for everybody who knows the link at {running.public}", flush=True)
-            over.wait()
+            stopped.wait()
             print("ending", flush=True)
     except (ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        if "quickstart" in str(args.cfg_path):
-            print("hint: `make quickstart` makes this model", file=sys.stderr)
-        return 1
+        return report_failure(error, args)
     return 0
 
 
@@ -59,13 +58,11 @@ def load(args: argparse.Namespace) -> tuple[LoadedConfig, list[Engine], list[str
         ValueError: a configuration, weights or GPU that cannot be used, with every problem.
     """
     device = pick_gpu(args.gpu_id)
-    loaded = load_for_chat(args.cfg_path, args.checkpoint, args.options)
-    if loaded.config.run.threads:
-        torch.set_num_threads(loaded.config.run.threads)
-    engines, checkpoints = [Engine.load(loaded, device=device)], [_checkpoint(args.checkpoint, loaded)]
+    loaded, engine = load_engine(args, device)
+    engines, checkpoints = [engine], [_checkpoint(args.checkpoint, loaded)]
     if args.compare_checkpoint:
-        other = load_for_chat(args.cfg_path, args.compare_checkpoint, args.options)
-        engines.append(Engine.load(other, device=device))
+        other, engine = load_engine(args, device, args.compare_checkpoint)
+        engines.append(engine)
         checkpoints.append(_checkpoint(args.compare_checkpoint, other))
     return loaded, engines, _names(checkpoints)
 
@@ -86,44 +83,42 @@ def pick_gpu(number: int) -> torch.device:
     return torch.device("cuda", number)
 
 
-def describe(loaded: LoadedConfig, engines: list[Engine], names: list[str]) -> Words:
-    """What the page says about the models."""
+def describe(loaded: LoadedConfig, engines: list[Engine], names: list[str]) -> PageText:
+    """The page's texts about the models."""
     modalities = engines[0].modalities
     parts = []
-    seen = [SEEING[modality] for modality in SEEING if modality in modalities]
+    seen = [VISUAL_MODALITIES[modality] for modality in VISUAL_MODALITIES if modality in modalities]
     if seen:
         parts.append("sees " + " and ".join(seen))
     if "audio" in modalities:
         parts.append("hears sounds")
-    other = [modality for modality in modalities if modality not in (*SEEING, "audio")]
+    other = [modality for modality in modalities if modality not in (*VISUAL_MODALITIES, "audio")]
     parts += [f"knows {modality}" for modality in other]
     about = f"{' against '.join(names)} on {engines[0].device.type}: {', '.join(parts) or 'reads text'}"
-    return Words("ChatBridge", names, about)
+    return PageText("ChatBridge", names, about)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    usual = Serving()
+    usual = DemoOptions()
     parser = argparse.ArgumentParser(
         prog="demo.py", description="Chat with a model in a browser, about pictures, videos and sounds."
     )
-    parser.add_argument("--cfg-path", required=True, help="the model's YAML")
+    add_model_arguments(parser)
     parser.add_argument("--gpu-id", type=int, default=0, help="number of the GPU; -1 takes the CPU (default: 0)")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
-    parser.add_argument("--checkpoint", help="instead of those that the YAML names under model.weights")
     parser.add_argument("--compare-checkpoint", help="a second one, whose answers stand beside the first one's")
     parser.add_argument("--host", default=usual.host, help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="also make a public link, by gradio's servers")
-    parser.add_argument("--queue", type=int, default=usual.waiting, help="questions that may wait for their turn")
+    parser.add_argument("--queue", type=int, default=usual.max_waiting, help="questions that may wait for their turn")
     parser.add_argument("--parallel", type=int, default=usual.parallel, help="answers that are given at a time")
     limits.add_arguments(parser)
     access.add_arguments(parser)
-    parser.set_defaults(root_path=os.environ.get("GRADIO_ROOT_PATH", ""))  # where gradio's users may have set it
+    parser.set_defaults(root_path=os.environ.get("GRADIO_ROOT_PATH", ""))  # gradio's own variable
     return parser.parse_args(argv)
 
 
 def _names(checkpoints: list[str]) -> list[str]:
-    """What models are called on the page: their checkpoints' paths, as much of them as tells one from the other."""
+    """The shortest ends of the checkpoints' paths that are different."""
     parts = [Path(checkpoint).parts for checkpoint in checkpoints]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(one[-length:]) for one in parts]
@@ -133,25 +128,6 @@ def _names(checkpoints: list[str]) -> list[str]:
 
 
 def _checkpoint(given: str | None, loaded: LoadedConfig) -> str:
-    """The checkpoint that a model comes from; for one without any, its configuration."""
+    """The path of a model's checkpoint; of its configuration where it has none."""
     weights = [given] if given else [str(path) for path in getattr(loaded.config.model, "weights", None) or []]
     return str(Path(weights[-1] if weights else loaded.source).absolute())
-
-
-class _signals:
-    """While it is open, Ctrl-C and SIGTERM set an event; Ctrl-C pressed again ends the program as usual."""
-
-    def __init__(self, over: threading.Event):
-        self._over, self._before = over, {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._end)
-
-    def _end(self, number: int, _: object) -> None:
-        self._over.set()
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""One visitor's conversation: a chat session for every model that is compared, and the files it is about."""
+"""The conversation of one page: a chat session with every model that is compared, and its files."""
 
 from __future__ import annotations
 
@@ -12,92 +12,91 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.common.documents import repaired
-from chatbridge.demo.files import Store
+from chatbridge.demo.fair_share import NO_OWNER, Owner
+from chatbridge.demo.file_store import FileStore
 from chatbridge.demo.previews import Preview, preview
-from chatbridge.demo.room import NOBODY, Owner
 from chatbridge.inference import ChatSession, Engine, Exchange, GenerationSettings, Medium, Reply, ReplyStream
 from chatbridge.processors.base import MediaError
 
 REFRESH = 0.06
-"""Seconds between two updates of the page while an answer comes."""
+"""Seconds between two updates of the page while an answer is generated."""
 
-Begin = Callable[[ChatSession], ReplyStream]
+StartAnswer = Callable[[ChatSession], ReplyStream]
 
 
 @dataclass
-class Side:
-    """What one model was asked and said.
+class ModelChat:
+    """The conversation with one model.
 
     Attributes:
-        session: the conversation with it.
-        replies: the account of every answer, by its turn.
-        missing: what was muted when an answer was given, by its turn.
-        partial: the answer that is being given, as far as it has come; None between answers.
+        replies: of the session, by turn.
+        muted: the media that were muted when an answer was generated, by turn.
+        partial: the current answer so far; None between answers.
     """
 
     session: ChatSession
     replies: dict[int, Reply] = field(default_factory=dict)
-    missing: dict[int, list[Medium]] = field(default_factory=dict)
+    muted: dict[int, list[Medium]] = field(default_factory=dict)
     partial: str | None = None
 
-    def account(self, reply: Reply) -> None:
-        """Note how the last answer came about; what was noted about answers that it replaced is forgotten."""
+    def record(self, reply: Reply) -> None:
+        """Store the last turn's reply, and remove those of turns that it replaced."""
         last = len(self.session.turns) - 1
-        self.replies = {turn: noted for turn, noted in self.replies.items() if turn < last} | {last: reply}
+        self.replies = {turn: old for turn, old in self.replies.items() if turn < last} | {last: reply}
         muted = [medium for medium in self.session.media if medium.muted]
-        self.missing = {turn: noted for turn, noted in self.missing.items() if turn < last} | {last: muted}
+        self.muted = {turn: old for turn, old in self.muted.items() if turn < last} | {last: muted}
 
 
 class Conversation:
-    """All that is kept for one visitor.
+    """All that is kept for one page.
 
     Args:
-        engines: a model, or two to compare; store: where files go. owner: whose it is.
+        engines: a model, or two to compare; store: of its files. owner: whose it is.
 
     Attributes:
-        used: when something was last asked of it (`time.monotonic`).
-        left: whether its page was closed; returned: whether something was asked nevertheless.
-        forgotten: whether it took the place of one that its page still shows.
-        rested: whether the memory for a quick next turn was given back.
+        last_used: time of its last request (`time.monotonic`).
+        page_closed: whether its page was closed; resumed: whether it was used nevertheless.
+        expired: whether it replaces an expired one, which its page still shows.
+        cache_released: whether its sessions' keys and values were freed.
     """
 
-    def __init__(self, engines: Sequence[Engine], store: Store, owner: Owner = NOBODY):
+    def __init__(self, engines: Sequence[Engine], store: FileStore, owner: Owner = NO_OWNER):
         self.store, self.owner = store, owner
-        self.sides = [Side(ChatSession(engine)) for engine in engines]
+        self.chats = [ModelChat(ChatSession(engine)) for engine in engines]
         self.folder = store.conversation_folder()
-        self.used = time.monotonic()
-        self.left = self.returned = self.forgotten = self.rested = False
+        self.last_used = time.monotonic()
+        self.page_closed = self.resumed = self.expired = self.cache_released = False
         self._stopped = self._cleared = float("-inf")
         self._previews: dict[str, Preview] = {}
-        self._mute_next: set[int] | None = None
-        self._answering = threading.Lock()
+        self._pending_mutes: set[int] | None = None
+        self._lock = threading.Lock()
 
     @property
     def turns(self) -> list[Exchange]:
-        return self.sides[0].session.turns
+        return self.chats[0].session.turns
 
     @property
     def media(self) -> list[Medium]:
-        return self.sides[0].session.media
+        return self.chats[0].session.media
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being given."""
-        return self._answering.locked()
+        """Whether an answer is being generated."""
+        return self._lock.locked()
 
     def attach(self, file: str | Path, already: int = 0) -> list[Medium]:
-        """Take an upload over and look at it.
+        """Move an uploaded file into the conversation, and check it.
 
         Args:
-            already: media that will be shown along with it.
+            already: media that were attached for the same question.
 
         Returns:
-            what is in it: a video's sound stands behind the video.
+            its media: a video's sound follows the video.
 
         Raises:
-            MediaError: when it cannot be used, or is one too many; it is removed then.
+            MediaError: when it cannot be used, or there are too many; it is removed then.
         """
-        limits, session = self.store.limits, self.sides[0].session
+        limits, session = self.store.limits, self.chats[0].session
         path = self.store.take(file, self.folder)
         try:
             limits.check_count(len(self.media) + already + 1)
@@ -110,7 +109,7 @@ class Conversation:
         return media
 
     def preview_of(self, medium: Medium) -> Preview:
-        """What is shown of a medium; made once.
+        """The preview of a medium; made once.
 
         Raises:
             MediaError: when it cannot be decoded.
@@ -124,99 +123,98 @@ class Conversation:
             known[key] = preview(medium, folder / medium.digest[:20], self.store.limits, with_video)
         return known[key]
 
-    def ask(self, text: str, media: Sequence[Medium], settings: GenerationSettings, since: float) -> Iterator[None]:
-        """Ask about media that were attached; yields whenever there is more to show.
+    def ask(self, text: str, media: Sequence[Medium], settings: GenerationSettings, asked_at: float) -> Iterator[None]:
+        """Ask about attached media; yields whenever there is more to show.
 
         Args:
-            since: when the visitor asked; was it stopped or cleared after that, nothing happens.
+            asked_at: when the request arrived; if it was stopped or cleared since, nothing happens.
         """
-        return self._answer(lambda session: session.stream(text, media=media, settings=settings), since)
+        return self._answer(lambda session: session.stream(text, media=media, settings=settings), asked_at)
 
-    def regenerate(self, settings: GenerationSettings, since: float) -> Iterator[None]:
+    def regenerate(self, settings: GenerationSettings, asked_at: float) -> Iterator[None]:
         """Answer the last question once more."""
-        return self._answer(lambda session: session.stream_regenerate(settings), since)
+        return self._answer(lambda session: session.stream_regenerate(settings), asked_at)
 
-    def edit(self, turn: int, text: str, settings: GenerationSettings, since: float) -> Iterator[None]:
+    def edit(self, turn: int, text: str, settings: GenerationSettings, asked_at: float) -> Iterator[None]:
         """Ask an earlier question differently."""
-        return self._answer(lambda session: session.stream_edit(turn, text, settings=settings), since)
+        return self._answer(lambda session: session.stream_edit(turn, text, settings=settings), asked_at)
 
-    def _answer(self, begin: Begin, since: float) -> Iterator[None]:
-        if not self._answering.acquire(blocking=False):
+    def _answer(self, start: StartAnswer, asked_at: float) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
             raise ValueError("an answer is being given in this conversation; stop it or wait for it")
         try:
-            self.used, self.rested = time.monotonic(), False
+            self.last_used, self.cache_released = time.monotonic(), False
             self._apply_muting()
-            before = [side.session.turns for side in self.sides]
-            running = [(side, begin(side.session)) for side in self.sides]
+            before = [chat.session.turns for chat in self.chats]
+            running = [(chat, start(chat.session)) for chat in self.chats]
             try:
-                yield from self._rounds(running, since)
+                yield from self._alternate(running, asked_at)
             finally:
-                for (side, answer), old in zip(running, before, strict=True):
+                for (chat, answer), old in zip(running, before, strict=True):
                     answer.close()
-                    side.partial = None
-                    if side.session.turns is not old:
-                        side.account(answer.reply)
+                    chat.partial = None
+                    if chat.session.turns is not old:
+                        chat.record(answer.reply)
         finally:
-            self.used = time.monotonic()
-            self._answering.release()
+            self.last_used = time.monotonic()
+            self._lock.release()
 
-    def _rounds(self, running: list[tuple[Side, ReplyStream]], since: float) -> Iterator[None]:
-        """The models answer by turns, a piece each."""
+    def _alternate(self, running: list[tuple[ModelChat, ReplyStream]], asked_at: float) -> Iterator[None]:
+        """The models generate a piece each, in turn."""
         shown, waiting = time.monotonic(), list(running)
-        while waiting and not self.ended(since):
-            for side, answer in list(waiting):
+        while waiting and not self.stopped_since(asked_at):
+            for chat, answer in list(waiting):
                 piece = next(answer, None)
                 if piece is None:
-                    waiting.remove((side, answer))
+                    waiting.remove((chat, answer))
                 else:
-                    side.partial = (side.partial or "") + piece
+                    chat.partial = (chat.partial or "") + piece
             if time.monotonic() - shown > REFRESH:
                 yield
                 shown = time.monotonic()
 
-    def ended(self, since: float) -> bool:
-        """Whether what was asked then was stopped or cleared since."""
-        return max(self._stopped, self._cleared) > since
+    def stopped_since(self, asked_at: float) -> bool:
+        """Whether a request of that time was stopped or cleared."""
+        return max(self._stopped, self._cleared) > asked_at
 
-    def cleared(self, since: float) -> bool:
-        """Whether the conversation was cleared since."""
-        return self._cleared > since
+    def cleared_since(self, asked_at: float) -> bool:
+        return self._cleared > asked_at
 
     @property
     def muted(self) -> set[int]:
-        """Numbers of those media that coming answers do without."""
-        if self._mute_next is not None:
-            return self._mute_next
+        """Numbers of the media that further answers do not see."""
+        if self._pending_mutes is not None:
+            return self._pending_mutes
         return {number for number, medium in enumerate(self.media) if medium.muted}
 
     def mute(self, muted: set[int]) -> None:
-        """Let coming answers do without these of `media`, and with the others."""
-        self._mute_next = {number for number in muted if 0 <= number < len(self.media)}
-        if self._answering.acquire(blocking=False):  # else with the next answer
+        """Mute these of `media` in further answers, and no others."""
+        self._pending_mutes = {number for number in muted if 0 <= number < len(self.media)}
+        if self._lock.acquire(blocking=False):  # else before the next answer
             try:
                 self._apply_muting()
             finally:
-                self._answering.release()
+                self._lock.release()
 
     def _apply_muting(self) -> None:
-        wanted, self._mute_next = self._mute_next, None
-        for side in self.sides if wanted is not None else ():
-            for number, medium in enumerate(side.session.media):
+        wanted, self._pending_mutes = self._pending_mutes, None
+        for chat in self.chats if wanted is not None else ():
+            for number, medium in enumerate(chat.session.media):
                 if medium.muted != (number in wanted):
-                    side.session.mute(number, number in wanted)
+                    chat.session.mute(number, number in wanted)
 
     def stop(self) -> None:
-        """End the answer that is being given after its next token, and those that wait for their turn."""
+        """End the current answer after its next token, and cancel requests in the queue."""
         self._stopped = time.monotonic()
-        for side in self.sides:
-            side.session.cancel()
+        for chat in self.chats:
+            chat.session.cancel()
 
     def clear(self) -> None:
-        """Forget everything, also the answer that is being given."""
-        with self._alone():
-            self._begin_with([ChatSession(side.session.engine) for side in self.sides])
+        """Remove all turns and files; ends the current answer."""
+        with self._exclusive():
+            self._replace([ChatSession(chat.session.engine) for chat in self.chats])
 
-    def save(self, side: int) -> dict[str, Any]:
+    def save(self, number: int) -> dict[str, Any]:
         """The conversation with one of the models as plain values, media included.
 
         Raises:
@@ -226,76 +224,76 @@ class Conversation:
             raise ValueError("nothing has been said yet")
         size = sum(_size(medium) for medium in self.media) * 4 // 3  # in base64
         self.store.limits.check_bytes("the conversation with its media", size)
-        return self.sides[side].session.export(embed=True)
+        return self.chats[number].session.export(embed=True)
 
     def load(self, plain: Any) -> None:
-        """Go on with a conversation that was saved, instead of this one.
+        """Replace this conversation by a saved one.
 
         Raises:
-            ValueError: when it is none, or one that this model cannot go on with; nothing is replaced then.
+            ValueError: when it is malformed, or has media that this model cannot use; nothing is replaced then.
         """
         limits = self.store.limits
-        with self._alone():
-            fresh = [ChatSession(side.session.engine) for side in self.sides]
-            for session in fresh:
+        with self._exclusive():
+            sessions = [ChatSession(chat.session.engine) for chat in self.chats]
+            for session in sessions:
                 session.load(plain, files=False)
-            limits.check_count(len(fresh[0].media))
+            limits.check_count(len(sessions[0].media))
             folder, previews = self.store.conversation_folder(), {}
             try:
-                for medium in fresh[0].media:
+                for medium in sessions[0].media:
                     limits.check(medium.source, medium.modality)
-                _put_down(fresh, folder)
-                for medium in fresh[0].media:
+                _write_media(sessions, folder)
+                for medium in sessions[0].media:
                     self._preview(medium, folder, previews)
             except ValueError:
                 self.store.remove(folder)
                 raise
-            self._begin_with(fresh, folder, previews)
+            self._replace(sessions, folder, previews)
 
-    def _begin_with(
+    def _replace(
         self, sessions: list[ChatSession], folder: Path | None = None, previews: dict[str, Preview] | None = None
     ) -> None:
         self.store.remove(self.folder)
-        self.sides = [Side(session) for session in sessions]
+        self.chats = [ModelChat(session) for session in sessions]
         self.folder, self._previews = folder or self.store.conversation_folder(), previews or {}
-        self._mute_next = None
+        self._pending_mutes = None
 
     @contextmanager
-    def _alone(self, seconds: float = 30.0) -> Iterator[None]:
-        """While it is open no answer is being given; one that is, is ended first.
+    def _exclusive(self, seconds: float = 30.0) -> Iterator[None]:
+        """Ends the current answer, and keeps others from starting while the context is open.
 
         Raises:
             ValueError: when it does not end.
         """
         self._cleared = time.monotonic()
         self.stop()
-        if not self._answering.acquire(timeout=seconds):
+        if not self._lock.acquire(timeout=seconds):
             raise ValueError("the answer that is being given does not end; try again")
         try:
-            self.used = time.monotonic()
+            self.last_used = time.monotonic()
             yield
         finally:
-            self._answering.release()
+            self._lock.release()
 
-    def rest(self) -> None:
-        """Give back the memory that makes a further turn quick, unless an answer is being given."""
-        if not self.rested and self._answering.acquire(blocking=False):
+    def release_cache(self) -> None:
+        """Free the keys and values of its sessions, unless an answer is being generated."""
+        if not self.cache_released and self._lock.acquire(blocking=False):
             try:
-                self.rested = True
-                for side in self.sides:
-                    side.session.release_cache()
+                self.cache_released = True
+                for chat in self.chats:
+                    chat.session.release_cache()
             finally:
-                self._answering.release()
+                self._lock.release()
 
     def close(self) -> None:
-        """End what is going on and remove the files."""
+        """End the current answer and remove the files."""
         self._cleared = time.monotonic()
         self.stop()
         self.store.remove(self.folder)
 
 
-def _put_down(sessions: Sequence[ChatSession], folder: Path) -> None:
-    """Write media that came as bytes to files: in memory they would be in nobody's share of the room."""
+def _write_media(sessions: Sequence[ChatSession], folder: Path) -> None:
+    """Write media that came as bytes to files, where they count as the owner's share of the disk."""
     files: dict[str, Path] = {}
     for turn in (turn for session in sessions for turn in session.turns):
         for number, medium in enumerate(turn.media):

@@ -1,5 +1,4 @@
-"""What an empty chat offers to ask: of the configuration's own held-out data if it is there, small media made here
-if not."""
+"""Example questions of an empty chat: from the configuration's held-out data, or else on small media drawn here."""
 
 from __future__ import annotations
 
@@ -19,29 +18,29 @@ from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.processors.media_loader import safe_name
 
-MOST = 6
+MAX_EXAMPLES = 6
 
-LARGEST_LIST = 32 * 2**20
-"""Bytes of an annotation file that is read for the sake of an example."""
+MAX_ANNOTATION_BYTES = 32 * 2**20
+"""Larger annotation files are not read for an example."""
 
 RATE, FRAMES, SIDE = 16000, 15, 160
 
 
 @dataclass(frozen=True)
-class Example:
+class ChatExample:
     """A question and the files that are shown with it."""
 
     text: str
     files: tuple[Path, ...]
 
 
-def find(loaded: LoadedConfig, modalities: Sequence[str], folder: Path) -> list[Example]:
+def find_examples(loaded: LoadedConfig, modalities: Sequence[str], folder: Path) -> list[ChatExample]:
     """Examples for a model.
 
     Args:
-        loaded: its configuration. modalities: what it can be shown. folder: for media that are made here.
+        loaded: its configuration. modalities: of the model. folder: for media that are drawn here.
     """
-    found: dict[tuple[str, ...], list[Example]] = {}
+    found: dict[tuple[str, ...], list[ChatExample]] = {}
     for dataset in loaded.config.validation.values():
         kind, example = _first(dataset)
         if example is not None and set(kind) <= set(modalities):
@@ -49,49 +48,49 @@ def find(loaded: LoadedConfig, modalities: Sequence[str], folder: Path) -> list[
     # One for each combination of modalities, then second ones, of those first that show most.
     combinations = [*found, *sorted(found, key=len, reverse=True)]
     chosen = [found[kind][at] for at, kind in _numbered(combinations) if at < len(found[kind])]
-    return chosen[:MOST] or made(modalities, folder)
+    return chosen[:MAX_EXAMPLES] or draw_examples(modalities, folder)
 
 
 def _numbered(kinds: Sequence[tuple[str, ...]]) -> list[tuple[int, tuple[str, ...]]]:
     return [(kinds[:place].count(kind), kind) for place, kind in enumerate(kinds)]
 
 
-def _first(dataset: Any) -> tuple[tuple[str, ...], Example | None]:
+def _first(dataset: Any) -> tuple[tuple[str, ...], ChatExample | None]:
     """The first question of a held-out dataset, if its files are there."""
     try:
         kind = TaskKind.parse(dataset.kind)
         if not kind.asks or not kind.modalities:
             return (), None
         lists = dataset.annotations if isinstance(dataset.annotations, list) else [dataset.annotations]
-        if Path(lists[0]).stat().st_size > LARGEST_LIST:
+        if Path(lists[0]).stat().st_size > MAX_ANNOTATION_BYTES:
             return (), None
         record = Record.parse(json.loads(Path(lists[0]).read_text(encoding="utf-8"))[0])
         folders = {modality: Path(dataset.media[modality]) for modality in kind.modalities}
         files = [folders[m] / safe_name(name) for m in kind.modalities for name in record.files_of(m)]
         question = record.pairs[0][0]
     except (ValueError, OSError, AttributeError, LookupError, TypeError):
-        return (), None  # data that a training run would complain about; here it is only no example
+        return (), None  # training would report the error; here there is no example
     unique = tuple(dict.fromkeys(files))  # a video with its own sound is one file
-    return kind.modalities, Example(question, unique) if all(file.is_file() for file in unique) else None
+    return kind.modalities, ChatExample(question, unique) if all(file.is_file() for file in unique) else None
 
 
-def made(modalities: Sequence[str], folder: Path) -> list[Example]:
-    """A picture, a sound and a video that are drawn here, for models without data."""
+def draw_examples(modalities: Sequence[str], folder: Path) -> list[ChatExample]:
+    """Examples on a picture, a sound and a video that are drawn here."""
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
     if "image" in modalities:
         file = folder / "disc.png"
         Image.fromarray(_frame(0.5)).save(file)
-        examples.append(Example("What is in this picture?", (file,)))
+        examples.append(ChatExample("What is in this picture?", (file,)))
     if "audio" in modalities:
         file = folder / "tones.wav"
         soundfile.write(file, _tones(), RATE, subtype="PCM_16")
-        examples.append(Example("What do you hear?", (file,)))
+        examples.append(ChatExample("What do you hear?", (file,)))
     if "video" in modalities:
         file = folder / "rising.mp4"
         _write_video(file)
         text = "Does what you see fit what you hear?" if "audio" in modalities else "What happens in this video?"
-        examples.append(Example(text, (file,)))
+        examples.append(ChatExample(text, (file,)))
     return examples
 
 

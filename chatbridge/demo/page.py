@@ -1,4 +1,4 @@
-"""The page: what stands where, and what is called when."""
+"""The page: its components, and the handlers of their events."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 import gradio as gr
 
-from chatbridge.demo.controls import controls
-from chatbridge.demo.examples import Example
+from chatbridge.demo.conversation_store import ConversationStore
+from chatbridge.demo.examples import ChatExample
+from chatbridge.demo.generation_controls import controls
 from chatbridge.demo.handlers import Handlers
 from chatbridge.demo.style import head
 from chatbridge.demo.view import status
-from chatbridge.demo.visitors import Visitors
 
 SAVE = "() => setTimeout(() => document.querySelector('button.cb-save').click(), 100)"
 
-REFUSED = "The server is busy, with as many questions waiting as may wait, or cannot be reached. Try again in a minute."
+BUSY = "The server is busy, with as many questions waiting as may wait, or cannot be reached. Try again in a minute."
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the page says about itself.
+class PageText:
+    """Texts of the page.
 
     Attributes:
-        title: of the window. models: a name for each model. about: a line below the heading.
+        title: of the window. models: their names. about: the line below the heading.
     """
 
     title: str
@@ -34,9 +34,8 @@ class Words:
     about: str
 
 
-class Blocks(gr.Blocks):
-    """Gradio's, but what comes in goes to events as calls.py has read it: gradio would look for files, and fail with
-    tracebacks."""
+class ChatBlocks(gr.Blocks):
+    """Passes on values as validated by api_calls.py; gradio's own preprocessing fails with tracebacks on odd ones."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *_: Any, **__: Any) -> list[Any]:
         try:
@@ -47,7 +46,7 @@ class Blocks(gr.Blocks):
 
 
 def _in_range(block: Any, value: Any) -> Any:
-    """A number rounded as its slider has it; gr.Error for one out of its range."""
+    """Numbers rounded to their slider's steps; gr.Error for one out of range."""
     return value if value is None or not isinstance(block, gr.Slider | gr.Number) else block.preprocess(value)
 
 
@@ -55,18 +54,20 @@ class Page:
     """Builds the page.
 
     Args:
-        visitors: the conversations. words, examples: what it shows. parallel: answers that are given at a time.
+        parallel: answers at a time.
     """
 
-    def __init__(self, visitors: Visitors, words: Words, examples: Sequence[Example], parallel: int = 2):
-        self.visitors, self.words, self.examples, self.parallel = visitors, words, examples, parallel
-        self.sliders = controls(visitors.engines[0])
-        self.handlers = Handlers(visitors, self.sliders, examples)
+    def __init__(
+        self, conversations: ConversationStore, text: PageText, examples: Sequence[ChatExample], parallel: int = 2
+    ):
+        self.conversations, self.text, self.examples, self.parallel = conversations, text, examples, parallel
+        self.sliders = controls(conversations.engines[0])
+        self.handlers = Handlers(conversations, self.sliders, examples)
 
     def build(self) -> gr.Blocks:
         """All components and events."""
-        with Blocks(title=self.words.title, analytics_enabled=False, fill_width=True) as page:
-            gr.HTML(head(self.words.title, self.words.about), padding=False)
+        with ChatBlocks(title=self.text.title, analytics_enabled=False, fill_width=True) as page:
+            gr.HTML(head(self.text.title, self.text.about), padding=False)
             with gr.Row(elem_classes="cb-page"):
                 with gr.Column(scale=3, min_width=300, elem_classes="cb-main"):
                     self._chat()
@@ -76,9 +77,9 @@ class Page:
         return page
 
     def _chat(self) -> None:
-        compared = len(self.words.models) > 1
+        compared = len(self.text.models) > 1
         with gr.Row(elem_classes="cb-chats"):
-            self.chats = [self._one_chat(number, name, compared) for number, name in enumerate(self.words.models)]
+            self.chats = [self._one_chat(number, name, compared) for number, name in enumerate(self.text.models)]
         self.status = gr.HTML("", elem_id="status", padding=False)
         self.box = gr.MultimodalTextbox(
             elem_id="box",
@@ -130,7 +131,7 @@ class Page:
             self.settings.append(
                 gr.Number(-1, label="Seed", info="of sampling; -1 draws one", precision=0, minimum=-1, elem_id="seed")
             )
-        if "image" in self.visitors.engines[0].modalities:
+        if "image" in self.conversations.engines[0].modalities:
             with gr.Accordion("Camera", open=False):
                 self.camera = gr.Image(
                     sources=["webcam"], type="filepath", show_label=False, elem_id="camera", height=200, buttons=[]
@@ -140,13 +141,13 @@ class Page:
         with gr.Row(elem_classes="cb-buttons"):
             self.new = gr.Button("New conversation", elem_id="new")
         with gr.Row(elem_classes="cb-buttons"):
-            names = ["Save"] if len(self.words.models) == 1 else ["Save left", "Save right"]
+            names = ["Save"] if len(self.text.models) == 1 else ["Save left", "Save right"]
             self.saves = [gr.Button(name, size="sm", elem_id=f"save{n}") for n, name in enumerate(names)]
             self.load = gr.UploadButton("Load", file_types=[".json"], size="sm", elem_id="load")
             self.saved = gr.DownloadButton("saved", visible="hidden", elem_classes="cb-save")
 
     def _wire(self, page: gr.Blocks) -> None:
-        do, everything = self.handlers, [*self.chats, self.box, self.shown, self.status]
+        handlers, everything = self.handlers, [*self.chats, self.box, self.shown, self.status]
         slow: dict[str, Any] = {
             "outputs": everything,
             "concurrency_id": "answer",
@@ -154,23 +155,25 @@ class Page:
             "show_progress": "minimal",
             "show_progress_on": self.chats,
         }
-        ours = {"api_visibility": "private"}  # of use to the page only
+        private = {"api_visibility": "private"}  # for the page only
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        asked = [self.box.submit(do.ask, [self.box, *self.settings], api_name="ask", **slow)]
-        self.box.stop(do.stop, None, self.status, api_name="stop", **quick)
-        self.new.click(do.clear, None, everything, api_name="clear", **quick)
+        asked = [self.box.submit(handlers.ask, [self.box, *self.settings], api_name="ask", **slow)]
+        self.box.stop(handlers.stop, None, self.status, api_name="stop", **quick)
+        self.new.click(handlers.clear, None, everything, api_name="clear", **quick)
         for chat in self.chats:
-            asked.append(chat.retry(do.regenerate, self.settings, **(ours if asked[1:] else {}), **slow))
-            chat.clear(do.clear, None, everything, **ours, **quick)
-        asked.append(self.chats[0].edit(do.edit, self.settings, **ours, **slow))
-        asked.append(self.chats[0].example_select(do.example, self.settings, **ours, **slow))
-        for event in asked:  # refused at the door, or the server is gone
-            event.failure(None, None, self.status, js=f"() => {json.dumps(status(REFUSED, wrong=True))}")
-        self.shown.input(do.mute, self.shown, everything, api_name="mute", **quick)
-        for save, event, name in zip(self.saves, (do.save, do.save_other), ("save", "save_other"), strict=False):
+            asked.append(chat.retry(handlers.regenerate, self.settings, **(private if asked[1:] else {}), **slow))
+            chat.clear(handlers.clear, None, everything, **private, **quick)
+        asked.append(self.chats[0].edit(handlers.edit, self.settings, **private, **slow))
+        asked.append(self.chats[0].example_select(handlers.example, self.settings, **private, **slow))
+        for event in asked:  # the request was refused, or the server is gone
+            event.failure(None, None, self.status, js=f"() => {json.dumps(status(BUSY, wrong=True))}")
+        self.shown.input(handlers.mute, self.shown, everything, api_name="mute", **quick)
+        for save, event, name in zip(
+            self.saves, (handlers.save, handlers.save_other), ("save", "save_other"), strict=False
+        ):
             written = save.click(event, None, [self.saved, self.status], api_name=name, **quick)
             written.success(None, js=SAVE)
-        self.load.upload(do.load, self.load, everything, api_name="load", queue=False)
+        self.load.upload(handlers.load, self.load, everything, api_name="load", queue=False)
         if self.camera is not None:
-            self.camera.input(do.picture, [self.box, self.camera], [self.box, self.camera], **ours, **quick)
-        page.unload(do.leave)
+            self.camera.input(handlers.picture, [self.box, self.camera], [self.box, self.camera], **private, **quick)
+        page.unload(handlers.leave)

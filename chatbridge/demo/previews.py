@@ -1,4 +1,4 @@
-"""What a visitor sees and hears of a medium: a picture, a player, a spectrogram."""
+"""Previews of media for the chat: a thumbnail, a file that browsers play, a spectrogram."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ HIGHEST, LOWEST_DB = 8000.0, -80.0
 
 @dataclass(frozen=True)
 class Preview:
-    """Files that stand for a medium in the chat.
+    """A medium in the chat.
 
     Attributes:
-        files: to be shown in this order; their endings say what they are. label: what it is called.
-        detail: what else there is to say.
+        files: shown in this order, each by its ending. label, detail: its caption.
     """
 
     files: tuple[Path, ...]
@@ -52,10 +51,10 @@ class Preview:
 
 
 def preview(medium: Medium, folder: Path, limits: MediaLimits, with_video: bool = False) -> Preview:
-    """Write what a visitor is shown of a medium into a folder.
+    """Write the preview of a medium into a folder.
 
     Args:
-        with_video: a sound whose player is the video's; only its spectrogram is wanted.
+        with_video: the sound is played with its video; only a spectrogram is made.
 
     Raises:
         MediaError: when it cannot be decoded.
@@ -73,10 +72,10 @@ def _preview(medium: Medium, folder: Path, limits: MediaLimits, with_video: bool
     if medium.modality == "audio":
         samples, rate = read_sound(medium.source, limits.max_seconds)
         drawn = folder / f"{SPECTROGRAM}.png"
-        sides = spectrogram(samples, rate, drawn)
+        caption = spectrogram(samples, rate, drawn)
         if with_video:
-            return Preview((drawn,), f"sound of {medium.name}", sides)
-        return Preview((_sound(medium.source, samples, rate, folder), drawn), medium.name, sides)
+            return Preview((drawn,), f"sound of {medium.name}", caption)
+        return Preview((_sound(medium.source, samples, rate, folder), drawn), medium.name, caption)
     return Preview((), medium.name)  # a plugin's modality
 
 
@@ -87,7 +86,7 @@ def spectrogram(samples_CN: Tensor, rate: int, file: Path) -> str:
         samples_CN: channels and samples, float32 in [-1, 1). rate: in Hz. file: the picture.
 
     Returns:
-        what the picture's sides are.
+        a caption: duration and frequency range.
     """
     wave = samples_CN.float().mean(0).numpy()
     width = 1 << max(6, int(rate / 32).bit_length())
@@ -112,7 +111,7 @@ def _video(medium: Medium, folder: Path, limits: MediaLimits) -> Path:
     ending = _played_video(medium.source)
     if ending is not None:
         return _as_file(medium.source, folder / f"video.{ending}")
-    # The browser would show a black box: four frames tell more.
+    # Browsers would show a black box: show four frames instead.
     frames = read_frames(medium.source, lambda count: [count * (2 * i + 1) // 8 for i in range(4)], limits.max_pixels)
     return _save(Image.fromarray(np.concatenate(frames, axis=1)), folder / "frames")
 

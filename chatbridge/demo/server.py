@@ -1,4 +1,4 @@
-"""Serves the page, and clears up after it."""
+"""Serves the page, and removes its files afterwards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from chatbridge.common.config import LoadedConfig
-from chatbridge.demo.examples import find
-from chatbridge.demo.files import Store
-from chatbridge.demo.guard import Guard
-from chatbridge.demo.page import Page, Words
+from chatbridge.demo.conversation_store import KEPT_SECONDS, ConversationStore
+from chatbridge.demo.examples import find_examples
+from chatbridge.demo.file_store import FileStore
+from chatbridge.demo.gateway import PageGateway
+from chatbridge.demo.page import Page, PageText
 from chatbridge.demo.style import CSS, SCRIPT, theme
-from chatbridge.demo.visitors import KEPT_SECONDS, Visitors
 from chatbridge.inference import Engine
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.web.access import WILDCARD_ADDRESSES, AccessMiddleware, AccessOptions, KnownHosts
@@ -37,63 +37,65 @@ logger = logging.getLogger("chatbridge")
 PORTS = range(INITIAL_PORT_VALUE, INITIAL_PORT_VALUE + TRY_NUM_PORTS)
 """The first free one is taken where none is given: gradio's, from 7860 on."""
 
-MAILBOXES = 2000
-"""Pages that are told how their events go on."""
+MAX_MESSAGE_QUEUES = 2000
+"""Pages whose messages about running events are kept."""
 
 SWEEP_SECONDS = 2.0
 
-LAST_WORDS = 5.0
-"""Seconds at most between the end of the last answer and that of the server: what was said is still on its way."""
+DELIVERY_SECONDS = 5.0
+"""At shutdown, for the last messages to reach the pages."""
 
-WRITTEN = 0.2
-"""Seconds that a message then has to go out."""
+FLUSH_SECONDS = 0.2
+"""For the last of them to be written to its connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class DemoOptions:
     """Where the page is served, and for how many.
 
     Attributes:
-        host, port: where it listens; port None takes the first free one from 7860. share: also by a public link.
-        access: other names that it is reached under, and proxies.
-        waiting: questions that may wait for their turn. parallel: answers that are given at a time.
+        host, port: where it listens; port None takes the first free one from 7860. share: make a public link, too.
+        access: further host names, and proxies.
+        max_waiting: questions in the queue. parallel: answers at a time.
         kept_seconds: how long a conversation outlives its page.
 
     Raises:
-        ValueError: for numbers that let nobody in.
+        ValueError: for limits below 1.
     """
 
     host: str = "127.0.0.1"
     port: int | None = None
     share: bool = False
-    waiting: int = 32
+    max_waiting: int = 32
     parallel: int = 2
     kept_seconds: float = KEPT_SECONDS
     access: AccessOptions = field(default_factory=AccessOptions)
 
     def __post_init__(self) -> None:
-        if self.waiting < 1 or self.parallel < 1:
-            raise ValueError(f"{self.waiting} may wait and {self.parallel} are answered at a time; take 1 up for each")
+        if self.max_waiting < 1 or self.parallel < 1:
+            raise ValueError(
+                f"{self.max_waiting} may wait and {self.parallel} are answered at a time; take 1 up for each"
+            )
 
 
 @dataclass
-class Running:
+class RunningDemo:
     """A page that is being served.
 
     Attributes:
-        address, public: where it is; public is None without a public link. visitors: who is there.
+        address, public: its URLs; public is None without a public link.
     """
 
     address: str
     public: str | None
-    visitors: Visitors
+    conversations: ConversationStore
 
 
 @contextmanager
 def serve(
-    engines: Sequence[Engine], loaded: LoadedConfig, words: Words, limits: MediaLimits, serving: Serving
-) -> Iterator[Running]:
-    """The page, as long as the context is open; answers that are being given when it closes are ended first.
+    engines: Sequence[Engine], loaded: LoadedConfig, text: PageText, limits: MediaLimits, options: DemoOptions
+) -> Iterator[RunningDemo]:
+    """Serve the page while the context is open; running answers are stopped when it closes.
 
     Args:
         engines: one model, or two to compare. loaded: the first one's configuration, for examples.
@@ -101,20 +103,20 @@ def serve(
     Raises:
         ValueError: when it cannot listen there.
     """
-    store = Store(limits)
+    store = FileStore(limits)
     with _environment(store):
         try:
-            visitors = Visitors(engines, store, serving.kept_seconds)
-            examples = find(loaded, engines[0].modalities, store.root / "kept" / "made")
-            examples = [type(one)(one.text, tuple(store.keep(file) for file in one.files)) for one in examples]
-            page = Page(visitors, words, examples, serving.parallel).build()
-            page.queue(max_size=serving.waiting, default_concurrency_limit=serving.parallel)
-            page._queue.pending_messages_per_session = _Mailboxes(page._queue.pending_event_ids_session)
-            with _listening(page, visitors, serving) as names:
+            conversations = ConversationStore(engines, store, options.kept_seconds)
+            examples = find_examples(loaded, engines[0].modalities, store.root / "shared" / "drawn")
+            examples = [type(one)(one.text, tuple(store.add_shared(file) for file in one.files)) for one in examples]
+            page = Page(conversations, text, examples, options.parallel).build()
+            page.queue(max_size=options.max_waiting, default_concurrency_limit=options.parallel)
+            page._queue.pending_messages_per_session = _MessageQueues(page._queue.pending_event_ids_session)
+            with _own_server(page, conversations, options) as hosts:
                 _, address, public = page.launch(
-                    server_name=serving.host,
-                    root_path=serving.access.root_path.rstrip("/"),
-                    share=serving.share,
+                    server_name=options.host,
+                    root_path=options.access.root_path.rstrip("/"),
+                    share=options.share,
                     theme=theme(),
                     css=CSS,
                     head=SCRIPT,
@@ -122,7 +124,7 @@ def serve(
                     quiet=True,
                     show_error=False,
                     max_file_size=limits.max_bytes,
-                    max_threads=max(8, 4 * serving.parallel),
+                    max_threads=max(8, 4 * options.parallel),
                     state_session_capacity=512,
                     footer_links=[],
                     run_history=False,
@@ -131,20 +133,20 @@ def serve(
                     pwa=False,
                     mcp_server=False,
                 )
-            names.add(urlsplit(public or "").hostname)
-            sweeper = _Sweeper(visitors)
+            hosts.add(urlsplit(public or "").hostname)
+            cleanup = _CleanupThread(conversations)
             try:
-                yield Running(address, public, visitors)
+                yield RunningDemo(address, public, conversations)
             finally:
-                visitors.close()
-                _wait_for_last_words(page._queue.pending_event_ids_session)
-                sweeper.stop()
+                conversations.close()
+                _wait_for_delivery(page._queue.pending_event_ids_session, conversations)
+                cleanup.stop()
                 page.close(verbose=False)
         finally:
             store.close()
 
 
-class _Server(HttpServer):
+class _ThreadServer(HttpServer):
     """Serves the page in a thread, as gradio expects of its server."""
 
     def start(self, sockets: list[socket.socket]) -> None:
@@ -157,30 +159,35 @@ class _Server(HttpServer):
         self.should_exit = True
         self._thread.join(timeout=5)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.close()  # heartbeats of open pages end in no other way
+        await super().shutdown(sockets)
+
 
 @contextmanager
-def _listening(page: gr.Blocks, visitors: Visitors, serving: Serving) -> Iterator[KnownHosts]:
-    """While it is open, what gradio launches is served by a server of ours, behind a guard: gradio's own has no time
-    limits, and no way to put something before all of its application. Gives the names that are answered to."""
-    sockets = listen(serving.host, [serving.port] if serving.port is not None else PORTS)
-    names = KnownHosts(serving.host, serving.access)
+def _own_server(page: gr.Blocks, conversations: ConversationStore, options: DemoOptions) -> Iterator[KnownHosts]:
+    """While the context is open, gradio launches our server with our middleware: its own has no deadlines, and its
+    application accepts no middleware in front of all routes. Gives the hosts that are answered."""
+    sockets = listen(options.host, [options.port] if options.port is not None else PORTS)
+    hosts = KnownHosts(options.host, options.access)
     usual = gradio.http_server.start_server
 
-    def start(app: ASGIApp, **_: Any) -> tuple[str, int, str, _Server]:
-        guard = Guard(app, page, visitors, serving.waiting, serving.access.prefix)
-        entrance = AccessMiddleware(guard, names, serving.access, _refuse, same_site_only=True)
+    def start(app: ASGIApp, **_: Any) -> tuple[str, int, str, _ThreadServer]:
+        gateway = PageGateway(app, page, conversations, options.max_waiting, options.access.prefix)
+        app = AccessMiddleware(gateway, hosts, options.access, _error_response, same_site_only=True)
         port = sockets[0].getsockname()[1]
-        server = _Server(entrance, serving.host, port)
+        server = _ThreadServer(app, options.host, port)
         for one in sockets:
-            names.add(one.getsockname()[0])
+            hosts.add(one.getsockname()[0])
         server.start(sockets)
-        shown = "localhost" if serving.host in WILDCARD_ADDRESSES else serving.host
-        return serving.host, port, f"http://{address_of(shown, port)}/", server
+        shown = "localhost" if options.host in WILDCARD_ADDRESSES else options.host
+        return options.host, port, f"http://{address_of(shown, port)}/", server
 
     gradio.http_server.start_server = start
     try:
-        yield names
-        assert isinstance(page.server, _Server), "gradio starts its server in another way than it did"
+        yield hosts
+        assert isinstance(page.server, _ThreadServer), "gradio starts its server in another way than it did"
     finally:
         gradio.http_server.start_server = usual
         if not page.is_running:
@@ -188,15 +195,15 @@ def _listening(page: gr.Blocks, visitors: Visitors, serving: Serving) -> Iterato
                 one.close()
 
 
-def _refuse(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return PlainTextResponse(message, status)
 
 
-class _Mailboxes(dict):
-    """What pages are still to be told, by page; of too many, those go first for which nothing is being done.
+class _MessageQueues(dict):
+    """Gradio's message queues by page, bounded in number: those of pages without running events are dropped first.
 
     Args:
-        busy: events that are being dealt with, by page.
+        busy: running events by page.
     """
 
     def __init__(self, busy: dict[str, set[str]]):
@@ -204,44 +211,46 @@ class _Mailboxes(dict):
         self._busy = busy
 
     def __setitem__(self, page: str, messages: Any) -> None:
-        while page not in self and len(self) >= MAILBOXES:
+        while page not in self and len(self) >= MAX_MESSAGE_QUEUES:
             first = next((one for one in self if not self._busy.get(one)), next(iter(self)))
             del self[first]
             self._busy.pop(first, None)
         super().__setitem__(page, messages)
 
 
-def _wait_for_last_words(pending: dict[str, set[str]]) -> None:
-    """Until every page that listens was told how its events ended (`pending`: events by page)."""
+def _wait_for_delivery(pending: dict[str, set[str]], conversations: ConversationStore) -> None:
+    """Wait until every open page has received the end of its events (`pending`: events by page)."""
     if pending:
-        end = time.monotonic() + LAST_WORDS
-        while any(list(pending.values())) and time.monotonic() < end:
+        end = time.monotonic() + DELIVERY_SECONDS
+        while time.monotonic() < end and any(
+            events and conversations.is_open(page) for page, events in list(pending.items())
+        ):
             time.sleep(0.02)
-        time.sleep(WRITTEN)
+        time.sleep(FLUSH_SECONDS)
 
 
-class _Sweeper(threading.Thread):
-    """Forgets what nobody comes back to."""
+class _CleanupThread(threading.Thread):
+    """Regularly expires conversations and uploads."""
 
-    def __init__(self, visitors: Visitors):
-        super().__init__(name="sweeper", daemon=True)
-        self._visitors, self._over = visitors, threading.Event()
+    def __init__(self, conversations: ConversationStore):
+        super().__init__(name="cleanup", daemon=True)
+        self._conversations, self._finish = conversations, threading.Event()
         self.start()
 
     def run(self) -> None:
-        while not self._over.wait(SWEEP_SECONDS):
+        while not self._finish.wait(SWEEP_SECONDS):
             try:
-                self._visitors.sweep()
-            except Exception:  # nobody else would clear up from then on
-                logger.exception("files could not be cleared up")
+                self._conversations.sweep()
+            except Exception:  # the thread must survive
+                logger.exception("conversations could not be expired")
 
     def stop(self) -> None:
-        self._over.set()
+        self._finish.set()
         self.join()
 
 
 @contextmanager
-def _environment(store: Store) -> Iterator[None]:
+def _environment(store: FileStore) -> Iterator[None]:
     """Gradio's settings, which it reads from the environment."""
     ours = {
         "GRADIO_TEMP_DIR": str(store.root),

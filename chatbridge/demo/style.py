@@ -71,7 +71,7 @@ CSS = """
 """
 
 SCRIPT = """<script>
-// The chat keeps "<" and "&" apart from what follows by an invisible character (markup.py); copies go without it.
+// The chat keeps "<" and "&" apart from what follows by an invisible character (view.py); copies go without it.
 (() => {
   const plain = (text) => text.replace(/([<&])\\u200b/g, "$1");
   document.addEventListener("copy", (event) => {

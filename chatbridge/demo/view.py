@@ -1,4 +1,4 @@
-"""A conversation as the page shows it."""
+"""A conversation as gradio's chat shows it: messages, media and notes as HTML, everything from outside escaped."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import html
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from chatbridge.demo import markup
-from chatbridge.demo.conversation import Conversation, Side
+from chatbridge.demo.conversation import Conversation, ModelChat
+from chatbridge.demo.previews import SPECTROGRAM, Preview
 from chatbridge.inference import Exchange, Medium, Reply
 
+FILE_ROUTE = "gradio_api/file="
+"""Where gradio serves files from, relative to the page."""
+
+INVISIBLE = "\N{ZERO WIDTH SPACE}"
+
+PICTURES, VIDEOS, SOUNDS = (".png", ".jpg"), (".mp4", ".webm"), (".wav", ".mp3", ".flac", ".ogg")
+
 Message = dict[str, Any]
-"""Of gradio's chat: a role and what it shows."""
+"""Of gradio's chat: a role and content."""
 
 
-def messages(conversation: Conversation, side: Side) -> list[Message]:
+def messages(conversation: Conversation, chat: ModelChat) -> list[Message]:
     """All turns with one model: a message each for the question, with its media in front, and for the answer."""
     shown, muted, place = [], conversation.muted, 0
-    last = len(side.session.turns) - 1
-    for number, turn in enumerate(list(side.session.turns)):
+    last = len(chat.session.turns) - 1
+    for number, turn in enumerate(list(chat.session.turns)):
         marks = [place + at in muted for at in range(len(turn.media))]
         place += len(turn.media)
         shown.append({"role": "user", "content": _question(conversation, turn, marks)})
-        answer = side.partial if number == last and side.partial is not None else turn.answer
-        note = _note(conversation, turn, side.replies.get(number), side.missing.get(number, []))
+        answer = chat.partial if number == last and chat.partial is not None else turn.answer
+        note = _note(conversation, turn, chat.replies.get(number), chat.muted.get(number, []))
         content = []
-        if note and side.partial is None:
+        if note and chat.partial is None:
             content.append(_html(f'<span class="cb-note">{html.escape(note)}</span>'))
         if answer is not None:
             content.append(_text(answer or "(no words)"))
@@ -35,14 +43,14 @@ def messages(conversation: Conversation, side: Side) -> list[Message]:
     return shown
 
 
-def turn_of(side: Side, index: int | tuple[int, int] | list[int]) -> int:
+def turn_of(chat: ModelChat, index: int | tuple[int, int] | list[int]) -> int:
     """Which turn the message at an index of `messages` belongs to.
 
     Raises:
         ValueError: when there is no such message.
     """
     place, at = index if isinstance(index, int) else index[0], 0
-    for number, turn in enumerate(side.session.turns):
+    for number, turn in enumerate(chat.session.turns):
         if at == place:
             return number
         at += 1 if turn.answer is None else 2
@@ -50,7 +58,7 @@ def turn_of(side: Side, index: int | tuple[int, int] | list[int]) -> int:
 
 
 def media_choices(conversation: Conversation) -> list[tuple[str, int]]:
-    """Every medium that was shown, with its number, for people."""
+    """A label and the number of every medium."""
     return [(f"{n}. {label(conversation, medium)}", n - 1) for n, medium in enumerate(conversation.media, 1)]
 
 
@@ -61,11 +69,11 @@ def label(conversation: Conversation, medium: Medium) -> str:
     return name if name.startswith(word) else word + name
 
 
-def account(conversation: Conversation) -> str:
-    """How the last answers came about, in a line."""
+def statistics(conversation: Conversation) -> str:
+    """Tokens, times and reuse of the last answers, a line for each model."""
     lines = []
-    for side in conversation.sides:
-        reply = side.replies.get(len(side.session.turns) - 1)
+    for chat in conversation.chats:
+        reply = chat.replies.get(len(chat.session.turns) - 1)
         if reply is None:
             continue
         count = len(reply.token_ids)
@@ -89,21 +97,35 @@ def without_folders(text: str, root: Path) -> str:
     return re.sub(re.escape(str(root)) + r"/(?:[^/\s:]+/)*", "", text)
 
 
+def escape(text: str) -> str:
+    """Text for gradio's chat, which takes it for HTML, so that it is shown, edited and copied as it stands.
+
+    No tag and no character reference begins with a character that is neither letter nor mark, so an invisible one is
+    inserted behind each character that could begin one. (Users who edit their question would see entities.)
+    """
+    return text.replace("&", "&" + INVISIBLE).replace("<", "<" + INVISIBLE)
+
+
+def unescape(text: str) -> str:
+    """The inverse of `escape`."""
+    return text.replace("&" + INVISIBLE, "&").replace("<" + INVISIBLE, "<")
+
+
 def _question(conversation: Conversation, turn: Exchange, muted: list[bool]) -> list[Message]:
     content: list[Message] = []
     if turn.media:
-        previews = [conversation.preview_of(medium) for medium in turn.media]
-        content.append(_html(markup.figures(list(zip(previews, muted, strict=True)))))
+        figures = [_figure(conversation.preview_of(one), mark) for one, mark in zip(turn.media, muted, strict=True)]
+        content.append(_html('<div class="cb-media">' + "".join(figures) + "</div>"))
     if turn.text:
         content.append(_text(turn.text))
     return content
 
 
-def _note(conversation: Conversation, turn: Exchange, reply: Reply | None, missing: list[Medium]) -> str:
-    """What is to be known about an answer besides its words."""
+def _note(conversation: Conversation, turn: Exchange, reply: Reply | None, muted: list[Medium]) -> str:
+    """Remarks on an answer."""
     notes = []
-    if missing:
-        notes.append("without " + ", ".join(label(conversation, medium) for medium in missing))
+    if muted:
+        notes.append("without " + ", ".join(label(conversation, medium) for medium in muted))
     if turn.finish == "cancelled":
         notes.append("stopped")
     elif turn.finish == "length":
@@ -114,10 +136,33 @@ def _note(conversation: Conversation, turn: Exchange, reply: Reply | None, missi
     return "; ".join(notes)
 
 
+def _figure(preview: Preview, muted: bool) -> str:
+    name = html.escape(preview.label)
+    parts = "".join(_player(file, name) for file in preview.files)
+    kinds = ["muted"] * muted + ["wide"] * any(_is_sound(file) for file in preview.files)
+    caption = f'<span class="cb-name">{name}</span>' + '<span class="cb-muted">muted</span>' * muted
+    caption += f"<small>{html.escape(preview.detail)}</small>" if preview.detail else ""
+    return f'<figure class="{" ".join(kinds)}">{parts}<figcaption>{caption}</figcaption></figure>'
+
+
+def _is_sound(file: Path) -> bool:
+    return file.suffix in SOUNDS or file.stem == SPECTROGRAM
+
+
+def _player(file: Path, name: str) -> str:
+    address = html.escape(FILE_ROUTE + quote(file.as_posix()))
+    if file.suffix in PICTURES:
+        alt = f"spectrogram of {name}" if file.stem == SPECTROGRAM else name
+        return f'<a href="{address}" target="_blank" rel="noopener"><img src="{address}" alt="{alt}"></a>'
+    if file.suffix in VIDEOS:
+        return f'<video src="{address}" controls playsinline preload="metadata" aria-label="{name}"></video>'
+    return f'<audio src="{address}" controls preload="metadata" aria-label="{name}"></audio>'
+
+
 def _text(text: str) -> Message:
     # Gradio strips the indentation of plain strings.
-    return {"type": "text", "text": markup.escape(text)}
+    return {"type": "text", "text": escape(text)}
 
 
-def _html(markup: str) -> Message:
-    return {"type": "component", "component": "html", "value": markup, "constructor_args": {}, "props": {}}
+def _html(content: str) -> Message:
+    return {"type": "component", "component": "html", "value": content, "constructor_args": {}, "props": {}}

@@ -97,7 +97,7 @@ class ChatSession:
         self.turns: list[Exchange] = []
         self._cache = engine.new_cache()
         self._cancelled = threading.Event()
-        self._answering = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def media(self) -> list[Medium]:
@@ -274,7 +274,7 @@ class ChatSession:
         return self.turns[index]
 
     def _check_idle(self) -> None:
-        if self._answering.locked():
+        if self._lock.locked():
             raise ValueError(BUSY)
 
     def _ask(self, turns: list[Exchange], settings: GenerationSettings | None) -> ReplyStream:
@@ -287,14 +287,14 @@ class ChatSession:
         self, before: list[Exchange], turns: list[Exchange], settings: GenerationSettings, reply: Reply
     ) -> Iterator[str]:
         """Pieces of the answer to the last of `turns`, which replace `before` as the conversation."""
-        if not self._answering.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             raise ValueError(BUSY)
         try:
             if self.turns is not before:
                 raise ValueError("the conversation went on since this was asked; ask it again")
             yield from self._generate(turns, settings, reply)
         finally:
-            self._answering.release()
+            self._lock.release()
 
     def _generate(self, turns: list[Exchange], settings: GenerationSettings, reply: Reply) -> Iterator[str]:
         before, started = self.turns, time.perf_counter()

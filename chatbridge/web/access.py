@@ -93,7 +93,7 @@ class KnownHosts:
         if found is None:
             return False
         name, address = found[0], _address(found[0])
-        if address is not None and (self._wildcard or is_loopback(address)):
+        if address is not None and (self._wildcard or is_local(name)):
             return True
         return name in self._own or self._is_allowed_name(name)
 
@@ -232,7 +232,11 @@ def _without_default_port(host: tuple[str, str]) -> tuple[str, str]:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def is_loopback(address: Address) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host's name or address is that of this machine's loopback interface."""
+    address = _address(host)
+    if address is None:
+        return host == "localhost"
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 

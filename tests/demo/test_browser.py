@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chatbridge.demo import markup
-from tests.demo.tools import SMALL, alone, page, slowly, until
-from tests.inference.tools import make_engine, write_media
+from chatbridge.demo import view
+from tests.demo.tools import SMALL, alone, page, slowly
+from tests.patience import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDED = "these tests drive Debian's Chromium: apt-get install chromium, pip install playwright"
@@ -25,16 +25,6 @@ if (CHROMIUM is None or sync_playwright is None) and os.environ.get("CI") != "tr
     pytest.skip(NEEDED, allow_module_level=True)
 
 MARKUP = "<script>hurt=1</script><img src=x onerror=hurt=1> **b** [l](javascript:hurt=1) &amp; <b\n  c"
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +90,7 @@ class Tab:
         self.page.locator("#box button.stop-button").wait_for(state="hidden")
 
     def answers(self) -> list[str]:
-        return [markup.unescape(text) for text in self.chat.locator(".bot .message-content").all_inner_texts()]
+        return [view.unescape(text) for text in self.chat.locator(".bot .message-content").all_inner_texts()]
 
     def answer(self, number: int = 0) -> str:
         """One of them, as far as it is shown; gradio takes a message away and puts it back when it draws anew."""
@@ -176,18 +166,18 @@ def test_text_is_shown_as_text_edited_and_copied(engine, tab, pictures):
     tab.page.locator("#box button.submit-button").click()
     until(lambda: tab.answers() == [plain(expected)])
     question = tab.chat.locator(".user .message-content").first
-    assert markup.unescape(question.inner_text()) == MARKUP
+    assert view.unescape(question.inner_text()) == MARKUP
     assert question.locator("script, img, b, a").count() == 0 and tab.page.evaluate("window.hurt") is None
     tab.page.screenshot(path=pictures / "markup.png")
     tab.chat.locator("button[aria-label='Copy message']").first.click()
     assert tab.page.evaluate("navigator.clipboard.readText()") == MARKUP
     tab.chat.locator("button[aria-label=Edit]").click()
     editor = tab.chat.locator("textarea")
-    assert markup.unescape(editor.input_value()) == MARKUP
+    assert view.unescape(editor.input_value()) == MARKUP
     editor.fill(editor.input_value() + "!")
     tab.chat.locator("button[aria-label=Submit]").click()
     until(lambda: tab.answers() == [plain(other)])
-    assert markup.unescape(question.inner_text()) == MARKUP + "!"
+    assert view.unescape(question.inner_text()) == MARKUP + "!"
 
 
 def test_an_example_saving_and_loading(tab, tmp_path):
@@ -249,7 +239,7 @@ def test_dropped_and_pasted(engine, tab, files):
 
 def test_camera_and_microphone(engine, tab):
     tab.page.get_by_text("Camera", exact=True).click()
-    tab.page.locator("#camera button", has_text="Click to AccessOptions Webcam").click()
+    tab.page.locator("#camera button", has_text="Click to Access Webcam").click()
     until(lambda: tab.page.locator("#camera video").evaluate("video => video.videoWidth > 0 && video.readyState > 1"))
     tab.page.locator("#camera button[aria-label='capture photo']").click()
     until(lambda: tab.page.locator("#box .thumbnail-item").count() == 1)
@@ -287,7 +277,7 @@ def test_on_a_phone_and_in_the_dark(engine, chromium, running, files, pictures, 
 
 
 def test_side_by_side_and_a_full_queue(chromium, engine, tmp_path, files, pictures):
-    with page(tmp_path, [engine, engine], names=["a/one", "b/two"], parallel=1, waiting=1) as running:
+    with page(tmp_path, [engine, engine], names=["a/one", "b/two"], parallel=1, max_waiting=1) as running:
         tabs = [Tab(chromium, running) for _ in range(3)]
         with slowly(engine, 0.1):
             tabs[0].ask("what is it?", files["a.png"])

@@ -26,9 +26,10 @@ from chatbridge.demo import command
 from chatbridge.demo.handlers import Handlers
 from chatbridge.inference import Engine
 from tests import tiny
-from tests.demo.tools import Browser, free_port, slowly, until
+from tests.demo.tools import Browser, slowly
 from tests.inference.tools import write_config
-from tests.processes import FORK
+from tests.patience import until
+from tests.processes import FORK, free_port
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def _serve(arguments: list[str], log: Path, temporary: Path, pause: float, late:
         sys.stdout = sys.stderr = out
         tempfile.tempdir = str(temporary)
         torch.set_num_threads(1)
-        load, last_words, status = Engine.load, Handlers._over, 1
+        load, last_words, status = Engine.load, Handlers._finish, 1
 
         def load_slow(*given, **more):
             engine = load(*given, **more)
@@ -67,7 +68,7 @@ def _serve(arguments: list[str], log: Path, temporary: Path, pause: float, late:
             return engine
 
         Engine.load = load_slow
-        Handlers._over = lambda *given: time.sleep(late) or last_words(*given)
+        Handlers._finish = lambda *given: time.sleep(late) or last_words(*given)
         try:
             status = command.main(arguments)
         except BaseException:

@@ -9,32 +9,22 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chatbridge.demo import server, visitors
-from chatbridge.demo.guard import COOKIE
-from chatbridge.demo.room import Held, Owner, first_to_go
+from chatbridge.demo import conversation_store, server
+from chatbridge.demo.fair_share import Allocation, Owner, choose_eviction
+from chatbridge.demo.gateway import COOKIE
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.web import connections
 from chatbridge.web.access import AccessOptions
-from tests.demo.tools import Browser, Visitor, alone, page, slowly, until
-from tests.inference.tools import make_engine, write_media
+from tests.demo.tools import Browser, Visitor, alone, page, slowly
+from tests.patience import until
 
 ASK = [{"text": "what?", "files": []}, 1, 0, 1, 0, 1, 1, -1]
 TINY = MediaLimits(max_bytes=2**16, max_count=6, max_seconds=60.0, max_pixels=4_000_000)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
 def running(tmp_path_factory, engine):
-    with page(tmp_path_factory.mktemp("page"), [engine], TINY, host="0.0.0.0", waiting=4) as served:
+    with page(tmp_path_factory.mktemp("page"), [engine], TINY, host="0.0.0.0", max_waiting=4) as served:
         yield served
 
 
@@ -177,7 +167,7 @@ class TestCalls:
         found = http.post("gradio_api/upload", content=body, headers=kind)
         assert found.status_code in (200, 400) and "Traceback" not in capfd.readouterr().err
         for path in found.json() if found.status_code == 200 else ():
-            assert Path(path).is_relative_to(running.visitors.store.root / "uploads")
+            assert Path(path).is_relative_to(running.conversations.store.root / "uploads")
 
     def test_half_an_emoji_is_asked_about_nevertheless(self, engine, running):
         browser = Browser(running, "emoji")
@@ -196,11 +186,11 @@ class TestCalls:
             for number in range(6):  # two are answered, two may wait
                 body = said(f"many-{number}") | {"data": long}
                 statuses.append(first.http.post("gradio_api/queue/join", json=body).status_code)
-                until(lambda number=number: number > 1 or running.visitors.find(f"many-{number}"))  # noqa: B023
+                until(lambda number=number: number > 1 or running.conversations.find(f"many-{number}"))  # noqa: B023
             assert statuses == [200, 200, 200, 200, 503, 503]
             assert second.ask("and me?").status_code == 200
             for number in range(4):
-                running.visitors.of(f"many-{number}").stop()
+                running.conversations.of(f"many-{number}").stop()
         assert second.last() is not None
 
 
@@ -209,7 +199,7 @@ class TestShares:
         a, b, c = Owner("1", "a"), Owner("1", "b"), Owner("2", "c")
 
         def hold(*things, asker, size=1):
-            gone = first_to_go([Held(owner, size, rank, list) for owner, size, *rank in things], asker, size)
+            gone = choose_eviction([Allocation(owner, size, rank, list) for owner, size, *rank in things], asker, size)
             return None if gone is None else (gone.owner, *gone.rank)
 
         assert hold((a, 1, 2), (a, 1, 1), (a, 1, 3), (c, 1, 0), asker=c) == (a, 1)  # who holds most, the oldest of it
@@ -217,31 +207,32 @@ class TestShares:
         assert hold((a, 2, 1), (c, 5, 9), (c, 5, 8), asker=c, size=1) == (c, 8)  # one's own, though it is younger
         assert hold((a, 1, 9), (b, 2, 0), asker=a) == (a, 9)  # where both would hold as much, one's own
         assert hold((b, 1, 0), asker=a) == (b, 0)
-        assert first_to_go([Held(a, 9, (0,), None)], c, 1) is None  # what is in use stays
-        assert first_to_go([Held(c, 1, (0,), list), Held(a, 9, (0,), None)], a, 1) is None  # nobody who holds less
+        assert choose_eviction([Allocation(a, 9, (0,), None)], c, 1) is None  # what is in use stays
+        others = [Allocation(c, 1, (0,), list), Allocation(a, 9, (0,), None)]
+        assert choose_eviction(others, a, 1) is None  # nobody who holds less
 
     @pytest.mark.parametrize("own", [False, True])
     def test_made_up_pages_end_nobodys_conversation(self, engine, running, monkeypatch, own):
         """Neither from elsewhere nor from the visitor's own address, where the browser's cookie tells them apart."""
-        monkeypatch.setattr(visitors, "MOST", 8)
+        monkeypatch.setattr(conversation_store, "MAX_CONVERSATIONS", 8)
         victim = Visitor(running)
         assert victim.ask("what is it?").answer
         with at("127.0.0.1" if own else "127.0.0.2", running) as attacker:
             for number in range(30):
                 body = {"data": [], "session_hash": f"invented-{own}-{number}"}
                 assert attacker.post("gradio_api/run/clear", json=body).status_code == 200
-        assert len(running.visitors) == 8
+        assert len(running.conversations) == 8
         expected = alone(engine, ("what is it?", []), ("why?", []))[1]
         assert victim.ask("why?").answer == expected
 
     def test_uploads_of_one_do_not_fill_it_for_all(self, running, files):
-        store, data = running.visitors.store, files["a.png"].read_bytes()
+        store, data = running.conversations.store, files["a.png"].read_bytes()
         with at("127.0.0.3", running) as victim, at("127.0.0.4", running) as attacker:
             (mine,) = victim.post("gradio_api/upload", files={"files": ("a.png", data)}).json()
             for _ in range(80):  # of which 64 would fill it
                 found = attacker.post("gradio_api/upload", files={"files": ("x.bin", bytes(2**16 - 1000))})
                 assert found.status_code == 200
-            assert store.usage().total() <= store.most
+            assert store.usage().total() <= store.max_bytes
             (another,) = victim.post("gradio_api/upload", files={"files": ("b.png", data)}).json()
             assert Path(mine).exists() and Path(another).exists()
             for upload in list(store.uploads.values()):
@@ -262,7 +253,11 @@ class TestShares:
         finally:
             for one in sockets:
                 one.close()
-        until(lambda: not [one for one in running.visitors.store.uploads.values() if one.owner.network == "127.0.0.5"])
+        until(
+            lambda: (
+                not [one for one in running.conversations.store.uploads.values() if one.owner.network == "127.0.0.5"]
+            )
+        )
 
     def test_a_cookie_for_browsers(self, http):
         (cookie,) = http.get("/").headers.get_list("set-cookie")
@@ -273,9 +268,9 @@ class TestShares:
             assert "set-cookie" in client.get(f"{http.base_url}config").headers
 
     def test_what_pages_are_told_is_kept_while_it_is_awaited(self, monkeypatch):
-        monkeypatch.setattr(server, "MAILBOXES", 3)
+        monkeypatch.setattr(server, "MAX_MESSAGE_QUEUES", 3)
         busy = {"mine": {"event"}}
-        boxes = server._Mailboxes(busy)
+        boxes = server._MessageQueues(busy)
         for name in ("mine", "a", "b", "c", "d"):
             boxes[name] = name
         assert list(boxes) == ["mine", "c", "d"]
@@ -300,7 +295,7 @@ class TestHostsAndPages:
                 assert not [name for name in found.headers if name.startswith("access-control")]
         body = {"data": [], "session_hash": "ours"}
         assert http.post("gradio_api/run/clear", json=body, headers={"Origin": own}).status_code == 200
-        assert running.visitors.find("foreign") is None
+        assert running.conversations.find("foreign") is None
 
     def test_half_sent_requests_end(self, running, monkeypatch):
         monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
@@ -321,7 +316,7 @@ class TestHostsAndPages:
                 assert found.json()["root"] == "https://pub.example/chat"
                 assert "Path=/chat/" in found.headers["set-cookie"] and "Secure" in found.headers["set-cookie"]
                 (path,) = proxy.post("gradio_api/upload", files={"files": files["a.png"].open("rb")}).json()
-                (upload,) = running.visitors.store.uploads.values()
+                (upload,) = running.conversations.store.uploads.values()
                 assert upload.owner.network == "192.0.2.7"
                 assert proxy.get(f"gradio_api/file={path}").status_code == 200
                 body = {"data": [], "session_hash": "mine"}

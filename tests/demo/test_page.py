@@ -9,30 +9,15 @@ import pytest
 from gradio_client import handle_file
 
 from chatbridge.inference import ChatSession
-from tests.demo.tools import Shown, Visitor, alone, page, slowly, text_of, until
-from tests.inference.tools import make_engine, write_media
-from tests.patience import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
+from tests.demo.tools import Shown, Visitor, alone, page, slowly, text_of
+from tests.inference.tools import make_engine
+from tests.patience import PATIENCE, until
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory, engine):
-    with page(tmp_path_factory.mktemp("page"), [engine], parallel=1, waiting=2) as served:
+    with page(tmp_path_factory.mktemp("page"), [engine], parallel=1, max_waiting=2) as served:
         yield served
-
-
-@pytest.fixture
-def visitor(running):
-    return Visitor(running)
 
 
 def test_a_conversation_about_a_picture_a_video_and_a_sound(engine, running, files, visitor):
@@ -121,7 +106,8 @@ def test_the_queue_has_a_bound(engine, running, files):
             until(lambda: jobs[-1].status().rank is not None)  # noqa: B023
         with pytest.raises(Exception, match="(?i)queue is full|too many|busy"):
             visitors[3].ask("too many")
-        running.visitors.find(visitors[0].name).stop()  # gradio's client would have to wait in the queue for that, too
+        # Gradio's client would have to wait in the queue for that, too.
+        running.conversations.find(visitors[0].name).stop()
         for visitor, job in zip(visitors[1:], jobs[1:], strict=False):
             until(job.outputs)
             visitor.do("stop")
@@ -132,7 +118,7 @@ def test_the_queue_has_a_bound(engine, running, files):
 
 def test_clear_forgets_words_and_files(running, files, visitor):
     visitor.ask("what is it?", files["a.png"])
-    folder = running.visitors.find(visitor.name).folder
+    folder = running.conversations.find(visitor.name).folder
     assert any(folder.rglob("*.png"))
     shown = visitor.do("clear")
     assert shown.messages == [] and shown.labels == [] and not folder.exists()
@@ -158,7 +144,7 @@ def test_a_conversation_is_saved_and_loaded(engine, running, files, visitor, tmp
     other = Visitor(running)
     shown = other.do("load", handle_file(saved))
     assert shown.status == "1 turn loaded" and shown.seen == [1] and "<video" in shown.markup(0)
-    loaded = running.visitors.find(other.name)
+    loaded = running.conversations.find(other.name)
     assert all(Path(medium.source).is_relative_to(loaded.folder) for medium in loaded.media)
     assert other.do("regenerate").answer == visitor.do("regenerate").answer
     bad = tmp_path / "bad.json"

@@ -10,26 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatbridge.demo import controls, examples, files, markup, visitors
+from chatbridge.demo import conversation_store, examples, file_store, generation_controls, view
 from chatbridge.demo.command import _names
-from chatbridge.demo.files import Full, Store
+from chatbridge.demo.conversation_store import ConversationStore
+from chatbridge.demo.file_store import FileStore, StoreFull
 from chatbridge.demo.previews import preview
-from chatbridge.demo.visitors import Visitors
 from chatbridge.inference import ChatSession, GenerationSettings, Medium, load_for_chat
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.processors.base import MediaError
 from tests import media_files, tiny
-from tests.inference.tools import make_engine, write_media
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
+from tests.inference.tools import write_media
 
 
 @pytest.fixture
 def store():
-    made = Store(MediaLimits(max_bytes=1000))
+    made = FileStore(MediaLimits(max_bytes=1000))
     yield made
     made.close()
     assert not made.root.exists()
@@ -37,15 +32,15 @@ def store():
 
 def test_markup_is_escaped_in_place():
     for text in ("<b>", "a < b & c &amp; <", "&lt;", "</p><!-- -->", "plain"):
-        assert markup.unescape(markup.escape(text)) == text
-        assert "<b" not in markup.escape(text) and "&a" not in markup.escape(text)
+        assert view.unescape(view.escape(text)) == text
+        assert "<b" not in view.escape(text) and "&a" not in view.escape(text)
 
 
 def test_room_for_uploads_is_bounded(store):
-    for number in range(files.MOST_FILES - 1):
+    for number in range(file_store.MAX_FILES - 1):
         (store.upload_folder() / f"{number}.bin").write_bytes(bytes(1000))
     (store.upload_folder() / "last.bin").write_bytes(bytes(1))
-    with pytest.raises(Full, match="no room"):
+    with pytest.raises(StoreFull, match="no room"):
         store.upload_folder()
 
 
@@ -61,42 +56,42 @@ def test_only_uploads_are_taken(store, tmp_path):
     for file in (taken, tmp_path / "a.png", link, upload, mine / ".." / ".." / ".." / "etc" / "passwd", store.root):
         with pytest.raises(MediaError, match="not here"):
             store.take(file, other)
-    kept = store.keep(tmp_path / "a.png")
+    kept = store.add_shared(tmp_path / "a.png")
     assert store.take(kept, other) != kept and kept.exists()
 
 
 def test_visitors_make_room_and_give_memory_back(engine, store, monkeypatch):
-    monkeypatch.setattr(visitors, "MOST", 3)
-    monkeypatch.setattr(visitors, "WARM", 1)
-    guests = Visitors([engine], store, kept_seconds=0.0)
+    monkeypatch.setattr(conversation_store, "MAX_CONVERSATIONS", 3)
+    monkeypatch.setattr(conversation_store, "MAX_CACHED", 1)
+    conversations = ConversationStore([engine], store, kept_seconds=0.0)
     settings = GenerationSettings(max_new_tokens=3)
 
     def ask(name):
-        conversation = guests.of(name)
-        for _ in conversation.ask("what?", [], settings, since=0.0):
+        conversation = conversations.of(name)
+        for _ in conversation.ask("what?", [], settings, asked_at=0.0):
             pass
         return conversation
 
     first = ask("a")
     assert ask("b") is not first and len(first.turns) == 1
-    again = ask("a").sides[0].replies[1]
-    assert again.reused_positions == 0 and ask("a").sides[0].replies[2].reused_positions > 0
+    again = ask("a").chats[0].replies[1]
+    assert again.reused_positions == 0 and ask("a").chats[0].replies[2].reused_positions > 0
     plain = ChatSession(engine, settings)
     plain.say("what?")
     assert again.text == plain.say("what?").text  # a rested conversation goes on as if it had not rested
     ask("c")
     ask("d")
-    assert len(guests) == 3 and guests.find("b") is None
-    assert guests.of("b").forgotten and not guests.of("new").forgotten
-    guests.arrive("d")
-    guests.sweep()
-    assert guests.find("d") is not None and guests.find("c") is None
-    guests.leave("d")
-    guests.sweep()
-    assert guests.find("d") is None
-    guests.close()
+    assert len(conversations) == 3 and conversations.find("b") is None
+    assert conversations.of("b").expired and not conversations.of("new").expired
+    conversations.page_opened("d")
+    conversations.sweep()
+    assert conversations.find("d") is not None and conversations.find("c") is None
+    conversations.page_closed("d")
+    conversations.sweep()
+    assert conversations.find("d") is None
+    conversations.close()
     with pytest.raises(ValueError, match="shut down"):
-        guests.of("late")
+        conversations.of("late")
 
 
 def test_what_browsers_cannot_play_is_shown_otherwise(tmp_path):
@@ -152,14 +147,14 @@ def test_examples_come_from_the_configurations_own_data(tmp_path, engine):
             "annotations": str(tmp_path / f"{name}.json"), "kind": kind, "media": {m: folders[m] for m in needed}
         }  # fmt: skip
     loaded = load_for_chat(tiny.write_yaml(tmp_path, tree))
-    found = examples.find(loaded, engine.modalities, tmp_path / "made")
+    found = examples.find_examples(loaded, engine.modalities, tmp_path / "made")
     assert [(one.text, [file.name for file in one.files]) for one in found] == [
         ("what is it?", ["a.png"]), ("fits?", ["loud.mp4"]), ("and?", ["still.mp4", "a.wav"]),
     ]  # fmt: skip
     assert found[0].files[0] == media["a.png"]
-    assert [one.text for one in examples.find(loaded, ["image"], tmp_path / "made")] == ["what is it?"]
+    assert [one.text for one in examples.find_examples(loaded, ["image"], tmp_path / "made")] == ["what is it?"]
     shutil.rmtree(tmp_path / "shown")
-    drawn = examples.find(loaded, engine.modalities, tmp_path / "made")
+    drawn = examples.find_examples(loaded, engine.modalities, tmp_path / "made")
     assert [MediaLimits().check(one.files[0]).kind for one in drawn] == ["image", "audio", "video"]
     assert all(
         ChatSession(engine, GenerationSettings(max_new_tokens=2)).say(one.text, media=one.files) for one in drawn
@@ -167,14 +162,14 @@ def test_examples_come_from_the_configurations_own_data(tmp_path, engine):
 
 
 def test_settings_have_ranges_that_fit_the_model(engine):
-    sliders = controls.controls(engine)
+    sliders = generation_controls.controls(engine)
     assert next(one for one in sliders if one.name == "max_new_tokens").high == 128  # half of the context
     values = [one.value for one in sliders]
-    usual = controls.read(sliders, [*values, -1])
+    usual = generation_controls.to_settings(sliders, [*values, -1])
     assert usual == GenerationSettings(max_new_tokens=engine.answer_length(GenerationSettings()))
-    assert controls.read(sliders, [*values, 5]).seed == 5
+    assert generation_controls.to_settings(sliders, [*values, 5]).seed == 5
     with pytest.raises(ValueError, match="Top p is 7; take 0.05 to 1"):
-        controls.read(sliders, [7 if one.name == "top_p" else one.value for one in sliders] + [-1])
+        generation_controls.to_settings(sliders, [7 if one.name == "top_p" else one.value for one in sliders] + [-1])
 
 
 def test_models_go_by_what_tells_them_apart():

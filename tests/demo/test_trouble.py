@@ -13,19 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.demo.tools import Browser, Visitor, alone, page, slowly, text_of, until
-from tests.inference.tools import make_engine, write_media
-from tests.patience import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
+from tests.demo.tools import Browser, alone, page, slowly, text_of
+from tests.patience import PATIENCE, until
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +27,6 @@ def running(tmp_path_factory, engine):
     finally:
         os.chdir(here)
     assert list(empty.iterdir()) == []  # gradio likes to leave folders where it was started
-
-
-@pytest.fixture
-def visitor(running):
-    return Visitor(running)
 
 
 def hours(path: Path, count: float) -> Path:
@@ -91,7 +75,7 @@ def bad_files(folder: Path) -> dict[Path, str]:
 def test_files_that_are_not_what_they_seem(engine, running, files, visitor, tmp_path):
     for file, message in bad_files(tmp_path).items():
         shown = visitor.ask("what is it?", file, files["a.png"])
-        assert shown.wrong and message in shown.status and str(running.visitors.store.root) not in shown.status
+        assert shown.wrong and message in shown.status and str(running.conversations.store.root) not in shown.status
         assert shown.messages == [] and shown.typed["text"] == "what is it?"
         assert [Path(kept["path"]).name for kept in shown.typed["files"]] == ["a.png"]
     assert visitor.ask("what is it?", files["a.png"]).answer == alone(engine, ("what is it?", [files["a.png"]]))[0]
@@ -128,7 +112,7 @@ def test_too_much_at_once(engine, running, visitor, files):
 
 
 def test_names_cannot_lead_elsewhere(running, files, tmp_path):
-    store, browser = running.visitors.store, Browser(running, "climber")
+    store, browser = running.conversations.store, Browser(running, "climber")
     data = files["a.png"].read_bytes()
     for name in ("../../../evil.png", "..\\..\\evil.png", "/etc/evil.png", "a/../../evil.png"):
         (path,) = browser.upload((name, data)).json()
@@ -145,14 +129,14 @@ def test_names_cannot_lead_elsewhere(running, files, tmp_path):
 
 def test_files_are_seen_by_those_who_know_their_address_only(running, files, visitor):
     visitor.ask("what?", files["a.png"])
-    conversation = running.visitors.find(visitor.name)
+    conversation = running.conversations.find(visitor.name)
     browser = Browser(running, "spy")
     stolen = next(conversation.folder.rglob("a.png"))
     browser.ask("what is it?", str(stolen))
     assert "upload it again" in str(browser.last()) and stolen.exists()
     seen = browser.http.get(f"gradio_api/file={stolen}")
     assert seen.status_code == 200 and seen.headers["x-content-type-options"] == "nosniff"
-    store = running.visitors.store
+    store = running.conversations.store
     for path in (
         "/etc/passwd", store.root, store.root / "conversations", stolen.parent, "https://example.com/a.png",
         "http:/127.0.0.1/", Path(__file__),
@@ -177,22 +161,22 @@ def test_a_visitor_who_vanishes_in_an_answer(engine, running, visitor, files):
         browser.ask("what is it?", *browser.upload(("a.png", files["a.png"].read_bytes())).json())
         with browser.messages() as messages:
             assert sum(1 for message, _ in zip(messages, range(5), strict=False))
-            conversation = running.visitors.find("vanishing")
+            conversation = running.conversations.find("vanishing")
             folder = conversation.folder
             assert folder.exists()
         browser.close()
         until(lambda: not conversation.busy)
     assert visitor.ask("hello?").answer == alone(engine, ("hello?", []))[0]
-    until(lambda: running.visitors.find("vanishing") is None)
+    until(lambda: running.conversations.find("vanishing") is None)
     assert not folder.exists()
 
 
 def test_what_belongs_to_a_page_goes_with_it_and_it_is_told_so(engine, running, files):
-    store, browser = running.visitors.store, Browser(running, "passing").open()
+    store, browser = running.conversations.store, Browser(running, "passing").open()
     browser.ask("what is it?", *browser.upload(("a.png", files["a.png"].read_bytes())).json())
     assert browser.last() is not None
-    conversation = running.visitors.find("passing")
-    running.visitors.sweep()
+    conversation = running.conversations.find("passing")
+    running.conversations.sweep()
     assert conversation.folder.exists()  # its page is open
     browser.close()
     until(lambda: not conversation.folder.exists())
@@ -204,5 +188,5 @@ def test_what_belongs_to_a_page_goes_with_it_and_it_is_told_so(engine, running, 
     back.close()
     waiting = store.root / "uploads"
     Browser(running, "careless").upload(("a.png", files["a.png"].read_bytes()))
-    store.sweep(time.time() + store.waiting_seconds + 1)
+    store.sweep(time.time() + store.upload_seconds + 1)
     assert not waiting.exists() or not list(waiting.rglob("*.png"))

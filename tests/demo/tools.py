@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import httpx
 from gradio_client import Client, handle_file
 
-from chatbridge.demo import markup
-from chatbridge.demo.page import Words
-from chatbridge.demo.server import Running, Serving, serve
+from chatbridge.demo import view
+from chatbridge.demo.page import PageText
+from chatbridge.demo.server import DemoOptions, RunningDemo, serve
 from chatbridge.inference import ChatSession, Engine, load_for_chat
 from chatbridge.inference.limits import MediaLimits
 from tests.inference.tools import write_config
 from tests.patience import PATIENCE
+from tests.processes import free_port
 
 SMALL = MediaLimits(max_bytes=2**20, max_count=6, max_seconds=60.0, max_pixels=4_000_000)
 
@@ -30,19 +30,13 @@ SMALL = MediaLimits(max_bytes=2**20, max_count=6, max_seconds=60.0, max_pixels=4
 @contextmanager
 def page(
     folder: Path, engines: Sequence[Engine], limits: MediaLimits = SMALL, names: Sequence[str] = (), **serving: Any
-) -> Iterator[Running]:
+) -> Iterator[RunningDemo]:
     """The page on a free port. `folder` is for a configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_for_chat(write_config(folder))
-    words = Words("ChatBridge", names or [f"model {n}" for n, _ in enumerate(engines)], "a tiny model")
-    with serve(engines, loaded, words, limits, Serving(port=free_port(), **serving)) as running:
+    words = PageText("ChatBridge", names or [f"model {n}" for n, _ in enumerate(engines)], "a tiny model")
+    with serve(engines, loaded, words, limits, DemoOptions(port=free_port(), **serving)) as running:
         yield running
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -66,15 +60,6 @@ def alone(engine: Engine, *turns: tuple[str, Sequence[Path]]) -> list[str]:
     """What the model says to these questions in a conversation of their own."""
     session = ChatSession(engine)
     return [session.say(text, media=files).text for text, files in turns]
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Wait for something to become true; returns it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-    return found
 
 
 @dataclass
@@ -118,13 +103,13 @@ class Shown:
 
 
 def text_of(message: dict) -> str:
-    return "".join(markup.unescape(part["text"]) for part in message["content"] if part["type"] == "text")
+    return "".join(view.unescape(part["text"]) for part in message["content"] if part["type"] == "text")
 
 
 class Visitor:
     """Somebody with gradio's own client."""
 
-    def __init__(self, running: Running):
+    def __init__(self, running: RunningDemo):
         self.client = Client(running.address, verbose=False, analytics_enabled=False, download_files=False)
 
     def ask(self, text: str, *files: Path, **settings: float) -> Shown:
@@ -148,7 +133,7 @@ class Visitor:
 class Browser:
     """As much of a page as it takes to open it, to ask and to vanish: plain requests."""
 
-    def __init__(self, running: Running, name: str):
+    def __init__(self, running: RunningDemo, name: str):
         self.http = httpx.Client(base_url=running.address, timeout=PATIENCE)
         self.name = name
         self.functions = {one["api_name"]: one["id"] for one in self.http.get("config").json()["dependencies"]}

@@ -16,19 +16,9 @@ import pytest
 from chatbridge import chat
 from chatbridge.chat import Terminal
 from chatbridge.inference import ChatSession
-from tests.inference.tools import SHORT, make_engine, write_config, write_media
+from tests.inference.tools import SHORT, write_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture
@@ -194,13 +184,12 @@ def test_bytes_that_are_no_text(command, files, tmp_path, monkeypatch, encoding)
     )
 
 
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_the_program_survives_a_byte_of_another_encoding(tmp_path, locale):
+def test_the_program_survives_a_byte_of_another_encoding(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "chatbridge.chat", "--cfg-path", str(write_config(tmp_path)), "--device", "cpu",
          "--max-new-tokens", "2"],
         input=b"what is it?\ncaf\xe9?\nwhat?\n", capture_output=True, cwd=ROOT, timeout=300,
-        env=os.environ | {"LC_ALL": locale},
+        env=os.environ | {"LC_ALL": "C"},
     )  # fmt: skip
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-2000:]
     assert done.stdout.count(b"\n") >= 3

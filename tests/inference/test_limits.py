@@ -16,12 +16,6 @@ from PIL import Image
 from chatbridge.inference.limits import LimitExceeded, MediaLimits, add_arguments, from_arguments
 from chatbridge.processors.base import MediaError
 from tests import media_files
-from tests.inference.tools import write_media
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
 
 
 def png_header(width: int, height: int) -> bytes:

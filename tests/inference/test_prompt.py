@@ -16,7 +16,7 @@ from chatbridge.inference.prompt import Prompt, dialogue_of
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.evaluation import EvaluationRunner
 from tests import tiny
-from tests.inference.tools import make_engine, write_config, write_media
+from tests.inference.tools import make_engine, write_config
 
 TALK = [("What colour is it?", "red."), ("And why so?", "nobody knows\nthat"), ("Thanks!", "you are welcome")]
 
@@ -28,11 +28,6 @@ FORMATS = {
     "other words": {"intros": {"image+audio": "See {image}, hear {audio}."}, "names": {"video": "film"}},
     "audio first": {"intros": {"image+audio": "Hear {audio} and see {image}."}},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
 
 
 def training_row(config, kind, turns, names):

@@ -12,18 +12,8 @@ import torch
 from chatbridge.inference import ChatSession, Exchange, GenerationSettings
 from chatbridge.inference.prompt import PromptWriter
 from chatbridge.processors.base import MediaError
-from tests.inference.tools import SHORT, make_engine, write_media
+from tests.inference.tools import SHORT
 from tests.patience import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"), max_txt_len=200)
 
 
 @pytest.fixture

@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from chatbridge.inference import ChatSession
-from tests.inference.tools import SHORT, make_engine, write_media
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"))
+from tests.inference.tools import SHORT, write_media
 
 
 @pytest.fixture

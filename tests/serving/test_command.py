@@ -20,9 +20,9 @@ from chatbridge import serve
 from chatbridge.models.llm import CausalLM
 from chatbridge.serving import server
 from tests.inference.tools import write_config
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.processes import FORK
-from tests.serving.tools import until, user
+from tests.serving.tools import user
 
 LONG = {"model": "run", "messages": [user("tell me more")], "stream": True}
 

@@ -12,19 +12,9 @@ import pytest
 from chatbridge.inference import ChatSession, GenerationSettings
 from chatbridge.inference.text_stream import StopTextFilter
 from chatbridge.serving.session_pool import SessionPool
-from tests.inference.tools import SHORT, make_engine, write_media
-from tests.patience import PATIENCE
-from tests.serving.tools import Served, assistant, data_url, http, image, sound, text, until, user, video
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"), max_txt_len=200)
+from tests.inference.tools import SHORT
+from tests.patience import PATIENCE, until
+from tests.serving.tools import Served, assistant, data_url, http, image, sound, text, user, video
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from chatbridge.inference.limits import MediaLimits
 from tests.inference.test_limits import long_video, png_header
-from tests.inference.tools import make_engine, write_media
+from tests.inference.tools import write_media
 from tests.media_files import tone, tracks, without_decoder
 from tests.serving.tools import ASKED, Served, assistant, data_url, image, sound, user, video
 
@@ -34,11 +34,6 @@ def folder(tmp_path_factory):
     long_video(folder / "long.mp4", 4)
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:300])
     return folder
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"), max_txt_len=200)
 
 
 @pytest.fixture(scope="module")

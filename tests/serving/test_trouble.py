@@ -16,17 +16,13 @@ from chatbridge.serving import ServingOptions
 from chatbridge.serving.errors import ApiError
 from chatbridge.serving.protocol import read_request
 from chatbridge.web import connections
-from tests.inference.tools import SHORT, make_engine
-from tests.serving.tools import ASKED, Served, assistant, http, image, text, until, user
+from tests.inference.tools import SHORT
+from tests.patience import until
+from tests.serving.tools import ASKED, Served, assistant, http, image, text, user
 
 LONG = ASKED | {"messages": [user("tell me more")], "max_tokens": 200}
 """The tiny model's answer to this never ends by itself."""
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return make_engine(tmp_path_factory.mktemp("model"), max_txt_len=200)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from openai import OpenAI
 from chatbridge.inference import Engine
 from chatbridge.serving import Endpoint, ServingOptions
 from chatbridge.serving.server import Server
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "max_tokens": 5}
 
@@ -55,15 +53,6 @@ class Served:
 def http(method: str, url: str, **more: Any) -> httpx.Response:
     """A request with patience: httpx gives up after 5 s, in which a busy machine may not have come to answer."""
     return httpx.request(method, url, timeout=PATIENCE, **more)
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Wait for something to become true; returns it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-    return found
 
 
 def data_url(file: Path | bytes, kind: str = "application/octet-stream") -> str:

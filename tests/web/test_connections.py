@@ -17,8 +17,7 @@ from starlette.responses import PlainTextResponse
 from chatbridge.web import connections, http_server
 from chatbridge.web.http_server import HttpServer, PortInUse, listen
 from chatbridge.web.request_bodies import BodiesFull, BodyReader, BodyTooLarge, too_many_json_values
-from tests.patience import PATIENCE
-from tests.serving.tools import until
+from tests.patience import PATIENCE, until
 
 SLOW = "POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 

@@ -1,4 +1,4 @@
-"""What stands between the network and gradio: the routes that there are, who asks, bounds on requests, headers."""
+"""ASGI middleware in front of gradio: allowed routes, owners, limits on requests, security headers."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatbridge.demo.calls import NAME, Calls, Refused
-from chatbridge.demo.room import OWNER, Owner
-from chatbridge.demo.uploads import Uploads
-from chatbridge.demo.visitors import Visitors
+from chatbridge.demo.api_calls import NAME, CallValidator, RejectedCall
+from chatbridge.demo.conversation_store import ConversationStore
+from chatbridge.demo.fair_share import OWNER, Owner
+from chatbridge.demo.uploads import UploadHandler
 from chatbridge.web.connections import network_of
 from chatbridge.web.request_bodies import BodiesFull, BodyReader, BodyTooLarge
 
-ARRIVED = "chatbridge.arrived"
-"""Where a request's scope says when it came (`time.monotonic`)."""
+ARRIVAL_TIME = "chatbridge.arrived"
+"""Key of a request's scope that holds when it arrived (`time.monotonic`)."""
 
-MOST_TEXT = 32 * 2**20
-"""Bytes of a request that is no upload."""
+MAX_CALL = 32 * 2**20
+"""Bytes of a request other than an upload."""
 
-BODIES = 16
-"""Of these, so many fit into memory while they arrive."""
+MAX_BODIES = 16
+"""Memory for requests that are being received, in requests of the largest size."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-"""Nothing is loaded from elsewhere, whatever gradio's scripts would like."""
+"""Nothing is loaded from other sites, which gradio's scripts would do."""
 
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
@@ -46,26 +46,28 @@ COOKIE = "chatbridge-visitor"
 API = "/gradio_api/"
 PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 FILES = ("/assets/", "/static/")
-LONGEST = 255
-TOLD = ("app_id", "info", "openapi.json", "queue/status", "startup-events", "theme.css", "user")
-"""What of gradio's is told to everybody. There are other routes, which edit the program, fetch from elsewhere or start
-FFmpeg on whatever they are sent."""
+MAX_FILE_NAME = 255
+PUBLIC_ROUTES = ("app_id", "info", "openapi.json", "queue/status", "startup-events", "theme.css", "user")
+"""Gradio's routes that everybody may read. Further ones edit the program, fetch addresses or start FFmpeg on what they
+are sent."""
 
 
-class Guard:
+class PageGateway:
     """Wraps gradio's application (ASGI).
 
     Args:
-        app: what answers. page: whose events are called. visitors: are told when a page is opened or closed.
-        waiting: questions that may wait; one visitor has half of these places.
-        prefix: the path that a proxy shows the page at, for the cookie.
+        app: gradio's. page: whose events are called. conversations: get to know when a page is opened or closed.
+        max_waiting: questions that may wait, half of them of one owner.
+        prefix: the path under which a proxy serves the page, for the cookie.
     """
 
-    def __init__(self, app: ASGIApp, page: gr.Blocks, visitors: Visitors, waiting: int, prefix: str = ""):
-        self.app, self.page, self.visitors, self.prefix = app, page, visitors, prefix
-        self._share = -(-waiting // 2)
-        self._calls, self._uploads = Calls(page), Uploads(visitors)
-        self._bodies = BodyReader(BODIES * MOST_TEXT)
+    def __init__(
+        self, app: ASGIApp, page: gr.Blocks, conversations: ConversationStore, max_waiting: int, prefix: str = ""
+    ):
+        self.app, self.page, self.conversations, self.prefix = app, page, conversations, prefix
+        self._share = -(-max_waiting // 2)
+        self._calls, self._uploads = CallValidator(page), UploadHandler(conversations)
+        self._bodies = BodyReader(MAX_BODIES * MAX_CALL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,26 +75,26 @@ class Guard:
             return
         cookie = _cookie(scope)
         network = network_of(scope["client"][0]) if scope["client"] else ""
-        scope[ARRIVED], scope[OWNER] = time.monotonic(), Owner(network, cookie)
+        scope[ARRIVAL_TIME], scope[OWNER] = time.monotonic(), Owner(network, cookie)
         new_cookie = None if cookie or scope["path"] not in PAGE[:2] else self._new_cookie(scope)
         send = _with_headers(send, new_cookie)
         try:
-            await self._pass(scope, receive, send)
-        except Refused as error:
+            await self._route(scope, receive, send)
+        except RejectedCall as error:
             await JSONResponse({"detail": error.reason}, error.status)(scope, receive, send)
         except BodyTooLarge:
-            await _too_large(MOST_TEXT)(scope, receive, send)
+            await _too_large(MAX_CALL)(scope, receive, send)
         except BodiesFull:
             answer = JSONResponse({"detail": "too much is being sent to this server; try again later"}, 503)
             await answer(scope, receive, send)
         except ClientDisconnect:
             await Response(status_code=499)(scope, receive, send)  # nobody reads it
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, query, scope["query_string"] = scope["path"], scope["query_string"], b""
         if not path.startswith(API):
-            if path not in PAGE and not (path.startswith(FILES) and len(path) < LONGEST):
-                raise Refused(404, "not here")
+            if path not in PAGE and not (path.startswith(FILES) and len(path) < MAX_FILE_NAME):
+                raise RejectedCall(404, "not here")
             _only(scope, "GET", "HEAD")
             await self.app(scope, receive, send)
             return
@@ -102,7 +104,7 @@ class Guard:
             await self._file(name.removeprefix("file="))(scope, receive, send)
             return
         first, _, rest = name.partition("/")
-        if name in TOLD:
+        if name in PUBLIC_ROUTES:
             _only(scope, "GET")
             await self.app(scope, receive, send)
         elif first == "heartbeat":
@@ -113,77 +115,77 @@ class Guard:
             await self.app(scope, receive, send)
         elif name == "upload":
             _only(scope, "POST")
-            upload_id = _asked(query, "upload_id") if b"upload_id" in query else None
+            upload_id = _query_name(query, "upload_id") if b"upload_id" in query else None
             await (await self._uploads.take(scope, receive, upload_id))(scope, receive, send)
         else:
             _only(scope, "POST")
             body = await self._call(name, scope, receive)
-            await self.app(scope, _again(body, receive), send)
+            await self.app(scope, _replay(body, receive), send)
 
     def _file(self, path: str) -> Response:
-        """A file of the page's folder; types that a browser might take for a page are for saving only."""
-        file = self.visitors.store.find(path)
+        """A file of the page's folder; types that a browser could execute are sent as downloads."""
+        file = self.conversations.store.find(path)
         if file is None:
-            raise Refused(403, "only files of this page")
-        kind = mimetypes.guess_type(file.name)[0] or ""
-        shown = kind.startswith(("image/", "audio/", "video/")) and kind != "image/svg+xml"
+            raise RejectedCall(403, "only files of this page")
+        media_type = mimetypes.guess_type(file.name)[0] or ""
+        inline = media_type.startswith(("image/", "audio/", "video/")) and media_type != "image/svg+xml"
         return FileResponse(
             file,
-            media_type=kind if shown else "application/octet-stream",
+            media_type=media_type if inline else "application/octet-stream",
             filename=file.name,
-            content_disposition_type="inline" if shown else "attachment",
+            content_disposition_type="inline" if inline else "attachment",
         )
 
     async def _heartbeat(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request that lasts as long as the page."""
+        """A request that lasts as long as the page is open."""
         if not NAME.fullmatch(name):
-            raise Refused(404, "there is no such page")
-        self.visitors.arrive(name)
+            raise RejectedCall(404, "there is no such page")
+        self.conversations.page_opened(name)
         try:
             await self.app(scope, receive, send)
         finally:
-            self.visitors.leave(name)
+            self.conversations.page_closed(name)
 
     def _stream(self, name: str, query: bytes, scope: Scope) -> None:
-        """See that what is asked to be told as it comes is there: gradio finds out when it has begun to answer."""
+        """Check that a requested event stream exists: gradio would find out when it has sent the response's head."""
         queue = self.page._queue
         if name == "queue/data":
-            page = _asked(query, "session_hash")
+            page = _query_name(query, "session_hash")
             if page not in queue.pending_messages_per_session:
-                raise Refused(404, "nothing was asked by this page")
+                raise RejectedCall(404, "nothing was asked by this page")
             scope["query_string"] = urlencode({"session_hash": page}).encode()
         elif name == "upload_progress":
-            scope["query_string"] = urlencode({"upload_id": _asked(query, "upload_id")}).encode()
+            scope["query_string"] = urlencode({"upload_id": _query_name(query, "upload_id")}).encode()
         elif name.startswith("call/") and name.count("/") == 2:
             event = name.rpartition("/")[2]
             waiting = queue.event_ids_to_events
             if event not in waiting and not any(event in ids for ids in queue.pending_event_ids_session.values()):
-                raise Refused(404, "there is no such event")
+                raise RejectedCall(404, "there is no such event")
         elif name in ("queue/join", "upload", "cancel", "reset") or name.startswith(("call/", "run/")):
-            raise Refused(405, "use POST")
+            raise RejectedCall(405, "use POST")
         else:
-            raise Refused(404, "not here")
+            raise RejectedCall(404, "not here")
 
     async def _call(self, name: str, scope: Scope, receive: Receive) -> bytes:
-        """The body of a call, as the page would send it."""
+        """The validated body of a call."""
         first, _, event = name.partition("/")
         if name not in ("queue/join", "cancel", "reset") and (
             first not in ("call", "run") or not event or "/" in event
         ):
-            raise Refused(404, "not here")
+            raise RejectedCall(404, "not here")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MOST_TEXT:
+        if length.isdigit() and int(length) > MAX_CALL:
             raise BodyTooLarge
-        body = await self._bodies.read(receive, MOST_TEXT)
+        body = await self._bodies.read(receive, MAX_CALL)
         if name == "cancel":
-            return self._calls.other(body, ("session_hash", "event_id"))
+            return self._calls.control(body, ("session_hash", "event_id"))
         if name == "reset":
-            return self._calls.other(body, ("event_id",))
+            return self._calls.control(body, ("event_id",))
         clean, function = self._calls.event(body, first, event)
         line = self.page._queue.event_queue_per_concurrency_id.get(function.concurrency_id)
         yours = sum(one.request.scope.get(OWNER) == scope[OWNER] for one in (line.queue if line else ()))
         if yours >= self._share:
-            raise Refused(503, f"Queue is full: {yours} questions of yours are waiting")
+            raise RejectedCall(503, f"Queue is full: {yours} questions of yours are waiting")
         return clean
 
     def _new_cookie(self, scope: Scope) -> bytes:
@@ -194,19 +196,19 @@ class Guard:
 
 def _only(scope: Scope, *methods: str) -> None:
     if scope["method"] not in methods:
-        raise Refused(405, f"use {' or '.join(methods)}")
+        raise RejectedCall(405, f"use {' or '.join(methods)}")
 
 
-def _asked(query: bytes, name: str) -> str:
+def _query_name(query: bytes, name: str) -> str:
     """A name in the query."""
     found = parse_qs(query.decode("latin-1")).get(name, [""])[0]
     if not NAME.fullmatch(found):
-        raise Refused(400, f"{name}: letters, digits, - and _ are expected, 64 at most")
+        raise RejectedCall(400, f"{name}: letters, digits, - and _ are expected, 64 at most")
     return found
 
 
 def _cookie(scope: Scope) -> str:
-    """What tells this browser from others of its network; "" where it sends nothing of ours."""
+    """The value of our cookie; "" without a valid one."""
     for name, value in scope["headers"]:
         for one in value.split(b";") if name == b"cookie" else ():
             key, _, found = one.strip().decode("latin-1").partition("=")
@@ -219,12 +221,12 @@ def _too_large(most: int) -> Response:
     return JSONResponse({"detail": f"This is more than the {most / 2**20:.0f} MiB that may be sent at once"}, 413)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """As `receive` was before the body was read from it."""
-    waiting = [body]
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read already."""
+    unread = [body]
 
     async def next_part() -> Message:
-        return {"type": "http.request", "body": waiting.pop(), "more_body": False} if waiting else await receive()
+        return {"type": "http.request", "body": unread.pop(), "more_body": False} if unread else await receive()
 
     return next_part
 

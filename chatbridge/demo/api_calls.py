@@ -1,4 +1,4 @@
-"""What may be asked of gradio: calls of the page's events are read here, and refused where gradio would fail on it."""
+"""Validates calls of the page's events before gradio sees them, which would fail on malformed ones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from chatbridge.common.documents import DocumentError, parse_json, repaired
 from chatbridge.web.request_bodies import too_many_json_values
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Of pages (gradio's session hash), events and uploads."""
+"""Of session hashes, events and uploads."""
 
-LONGEST_PATH = 4096
+MAX_PATH = 4096
 
 Plain = dict[str, Any]
 
 
-class Refused(Exception):
-    """A call that is not passed on.
+class RejectedCall(Exception):
+    """A call that gradio does not get to see.
 
     Args:
         status: of HTTP. reason: what is wrong with it.
@@ -34,40 +34,40 @@ class Refused(Exception):
         super().__init__(reason)
 
 
-class Calls:
-    """Reads calls, so that nothing but what the page's components can send comes to its events.
+class CallValidator:
+    """Reduces calls to what the page's components can send.
 
     Args:
-        page: what is called.
+        page: whose events are called.
     """
 
     def __init__(self, page: gr.Blocks):
         self._functions = {number: one for number, one in page.fns.items() if one.fn is not None}
         self._numbers = {one.api_name: number for number, one in self._functions.items()}
 
-    def event(self, body: bytes, way: str, name: str) -> tuple[bytes, BlockFunction]:
-        """A call of an event, in gradio's form, and what is called.
+    def event(self, body: bytes, route: str, name: str) -> tuple[bytes, BlockFunction]:
+        """The cleaned body of a call, and the function that it is for.
 
         Args:
-            way: "queue" and "run" take the event's number from the body ("run" its name where there is none) and need
-                the name of the page; "call" takes the event's name. name: the event's.
+            route: "queue" and "run" take the event's number from the body ("run": or its name from the path) and need
+                a session hash; "call" takes the event's name. name: of the event, in the path.
 
         Raises:
-            Refused: for anything that the page would not send.
+            RejectedCall: for what the page would not send.
         """
-        plain = read(body)
-        number = None if way == "call" else plain.get("fn_index")
-        if number is None and way != "queue":
+        plain = parse_body(body)
+        number = None if route == "call" else plain.get("fn_index")
+        if number is None and route != "queue":
             number = self._numbers.get(name)
         if type(number) is not int or number not in self._functions:
-            raise Refused(404, "there is no such event")
+            raise RejectedCall(404, "there is no such event")
         function = self._functions[number]
         page = plain.get("session_hash")
-        if page is not None or way != "call":
+        if page is not None or route != "call":
             _name(page, "session_hash")
         data = plain.get("data")
         if not isinstance(data, list) or len(data) != len(function.inputs):
-            raise Refused(400, f"data: a list of {len(function.inputs)} values is expected")
+            raise RejectedCall(400, f"data: a list of {len(function.inputs)} values is expected")
         trigger = plain.get("trigger_id")
         clean = {
             "data": [_value(block, data[at], f"data[{at}]") for at, block in enumerate(function.inputs)],
@@ -79,50 +79,50 @@ class Calls:
         }
         return json.dumps(clean).encode(), function
 
-    def other(self, body: bytes, texts: tuple[str, ...]) -> bytes:
-        """A call that names a page or an event, such as to cancel one. Raises Refused."""
-        plain = read(body)
+    def control(self, body: bytes, texts: tuple[str, ...]) -> bytes:
+        """The cleaned body of a call that cancels or resets an event. Raises RejectedCall."""
+        plain = parse_body(body)
         clean: Plain = {text: _name(plain.get(text), text) for text in texts}
         if type(plain.get("fn_index")) is int:
             clean["fn_index"] = plain["fn_index"]
         return json.dumps(clean).encode()
 
 
-def read(body: bytes) -> Plain:
-    """The JSON object in a request. Raises Refused."""
+def parse_body(body: bytes) -> Plain:
+    """The JSON object in a request. Raises RejectedCall."""
     if too_many_json_values(body):
-        raise Refused(413, "the request has too many values")
+        raise RejectedCall(413, "the request has too many values")
     try:
         plain = parse_json(body, "the request")
     except DocumentError as error:
-        raise Refused(400, str(error)) from None
+        raise RejectedCall(400, str(error)) from None
     if not isinstance(plain, dict):
-        raise Refused(400, "the request is no JSON object")
+        raise RejectedCall(400, "the request is no JSON object")
     return plain
 
 
 def _name(value: Any, where: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise Refused(400, f"{where}: letters, digits, - and _ are expected, 64 at most")
+        raise RejectedCall(400, f"{where}: letters, digits, - and _ are expected, 64 at most")
     return value
 
 
 def _value(block: Any, value: Any, where: str) -> Any:
-    """What a component sends, and nothing else of it."""
+    """The value of a component, reduced to what it can send."""
     for kind, reader in _READERS.items():
         if isinstance(block, kind):
             return reader(value, where)
-    raise Refused(400, f"{where}: nothing can be sent for this")
+    raise RejectedCall(400, f"{where}: nothing can be sent for this")
 
 
-def _said(value: Any, where: str) -> Plain | None:
+def _message(value: Any, where: str) -> Plain | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise Refused(400, f"{where}: a text and files are expected")
+        raise RejectedCall(400, f"{where}: a text and files are expected")
     files = value.get("files") or []
     if not isinstance(files, list):
-        raise Refused(400, f"{where}.files: a list is expected")
+        raise RejectedCall(400, f"{where}.files: a list is expected")
     text = value.get("text")
     return {
         "text": "" if text is None else _text(text, f"{where}.text"),
@@ -134,10 +134,10 @@ def _file(value: Any, where: str) -> Plain | None:
     if value is None:
         return None
     path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str) or not 0 < len(path) <= LONGEST_PATH or "\0" in path:
-        raise Refused(400, f"{where}: a file that was uploaded is expected")
-    if "://" in path:  # gradio would fetch it, on behalf of whoever asks
-        raise Refused(400, f"{where}: files are uploaded here")
+    if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH or "\0" in path:
+        raise RejectedCall(400, f"{where}: a file that was uploaded is expected")
+    if "://" in path:  # gradio would fetch it
+        raise RejectedCall(400, f"{where}: files are uploaded here")
     return {"path": repaired(path), "meta": {"_type": "gradio.FileData"}}
 
 
@@ -145,24 +145,24 @@ def _number(value: Any, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63 or math.isnan(value):
-        raise Refused(400, f"{where}: a number is expected")
+        raise RejectedCall(400, f"{where}: a number is expected")
     return value
 
 
 def _numbers(value: Any, where: str) -> list[int]:
     if not isinstance(value, list) or not all(type(one) is int and 0 <= one < 2**31 for one in value):
-        raise Refused(400, f"{where}: a list of numbers is expected")
+        raise RejectedCall(400, f"{where}: a list of numbers is expected")
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise Refused(400, f"{where}: a text is expected")
+        raise RejectedCall(400, f"{where}: a text is expected")
     return repaired(value)
 
 
 _READERS: dict[type, Callable[[Any, str], Any]] = {
-    gr.MultimodalTextbox: _said,
+    gr.MultimodalTextbox: _message,
     gr.Slider: _number,
     gr.Number: _number,
     gr.CheckboxGroup: _numbers,
@@ -172,13 +172,13 @@ _READERS: dict[type, Callable[[Any, str], Any]] = {
 
 
 def _event_data(events: set[str], value: Any) -> Plain | None:
-    """What comes along with an edit or a choice in the chat."""
+    """The data of an edit, or of a chosen example."""
     if not events & {"edit", "example_select"}:
         return None
     index = value.get("index") if isinstance(value, dict) else None
     places = index if isinstance(index, list) else [index]
     if not places or not all(type(one) is int and 0 <= one < 2**31 for one in places):
-        raise Refused(400, "event_data.index: the number of a message is expected")
+        raise RejectedCall(400, "event_data.index: the number of a message is expected")
     clean = {"index": index, "value": value.get("value"), "previous_value": ""}
     if "edit" in events:
         clean["value"] = _text(value.get("value"), "event_data.value")

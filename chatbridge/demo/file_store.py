@@ -1,7 +1,7 @@
-"""Files of the page: uploads that wait to be asked about, and a folder for every conversation.
+"""Files of the page: pending uploads, and a folder for every conversation.
 
-All of it lies below one folder of the system's temporary folder, readable by this user only, which goes when the page
-ends. KnownHosts of folders are drawn at random: who does not know one cannot ask for what lies in it.
+All of them lie below one temporary folder, readable by this user only, which is removed when the page ends. Names of
+folders are random: only those who know one can request its files.
 """
 
 from __future__ import annotations
@@ -18,69 +18,68 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbridge.common.documents import irregular
-from chatbridge.demo.room import NOBODY, Owner
+from chatbridge.demo.fair_share import NO_OWNER, Owner
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.processors.base import MediaError
 
 PREFIX = "chatbridge-demo-"
 
-WAITING_SECONDS = 1800.0
-"""How long a file may lie in somebody's text box before it has to be uploaded again."""
+UPLOAD_SECONDS = 1800.0
+"""How long an uploaded file may stay in a text box before it has to be uploaded again."""
 
-MOST_FILES = 64
-"""Disk space for all visitors together, in files of the largest size allowed."""
+MAX_FILES = 64
+"""Disk space for all users together, in files of the largest size allowed."""
 
-SMALLEST = 256
-"""A file takes at least so small a part of the largest: names, too, take room."""
+MIN_SHARE = 256
+"""A file counts at least as this fraction of the largest size, so that the number of files is bounded, too."""
 
 
-class Full(ValueError):
-    """There is no room for another upload."""
+class StoreFull(ValueError):
+    """There is no space for another upload."""
 
 
 @dataclass(eq=False)
 class Upload:
-    """Files that somebody has sent, or is sending.
+    """Files that a user has sent, or is sending.
 
     Attributes:
-        owner: who. folder: of its own. touched: when something came last (`time.monotonic`).
-        dropped: whether it had to go.
+        last_received: when data came last (`time.monotonic`). dropped: whether it was removed.
     """
 
     owner: Owner
     folder: Path
-    touched: float
+    last_received: float
     dropped: bool = False
 
 
-class Store:
-    """The folder, and what becomes of what lies in it.
+class FileStore:
+    """The temporary folder.
 
     Args:
-        limits: of one file; they bound the whole, too.
-        waiting_seconds: what was uploaded and not asked about is removed after so long.
+        limits: of one file; they bound the total, too.
+        upload_seconds: after which an upload that was never sent is removed.
 
     Attributes:
-        root: the folder. uploads: those that wait. most: bytes of all visitors together.
+        root: the folder. uploads: pending ones, by folder. max_bytes: of all users together.
     """
 
-    def __init__(self, limits: MediaLimits, waiting_seconds: float = WAITING_SECONDS):
-        self.limits, self.waiting_seconds = limits, waiting_seconds
-        self.most = MOST_FILES * limits.max_bytes
+    def __init__(self, limits: MediaLimits, upload_seconds: float = UPLOAD_SECONDS):
+        self.limits, self.upload_seconds = limits, upload_seconds
+        self.max_bytes = MAX_FILES * limits.max_bytes
         self.root = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
-        self._conversations, self._kept = self.root / "conversations", self.root / "kept"
+        self._conversations, self._shared = self.root / "conversations", self.root / "shared"
         self._conversations.mkdir()
-        self._kept.mkdir()
+        self._shared.mkdir()
         self.uploads: dict[Path, Upload] = {}
 
-    def upload_folder(self, owner: Owner = NOBODY, size: int | None = None) -> Path:
+    def upload_folder(self, owner: Owner = NO_OWNER, size: int | None = None) -> Path:
         """A new folder for the files of one upload, which `uploads` then knows.
 
         Args:
-            owner: who sends them. size: bytes of them; None for one of the largest size.
+            size: in bytes; None for the largest size allowed.
 
         Raises:
-            Full: when all visitors' files together leave no room.
+            StoreFull: when the files of all users leave no space.
         """
         self.check_room(self.limits.max_bytes if size is None else size)
         folder = self.root / "uploads" / secrets.token_hex(16)
@@ -89,9 +88,9 @@ class Store:
         return folder
 
     def check_room(self, size: int) -> None:
-        """Raise Full when there is no room for so many bytes."""
-        if self.usage().total() + size > self.most:
-            raise Full("this server has no room for further files at the moment; try again in a few minutes")
+        """Raise StoreFull when there is no room for so many bytes."""
+        if self.usage().total() + size > self.max_bytes:
+            raise StoreFull("this server has no room for further files at the moment; try again in a few minutes")
 
     def drop(self, upload: Upload) -> None:
         """Remove an upload."""
@@ -109,39 +108,39 @@ class Store:
         """Whether a folder is one for a conversation."""
         return folder.parent == self._conversations
 
-    def keep(self, file: Path) -> Path:
-        """A copy that stays as long as the page and that every visitor may see: of an example's file."""
-        folder = self._kept / secrets.token_hex(8)
+    def add_shared(self, file: Path) -> Path:
+        """A copy of an example's file, which stays as long as the page and which everybody may see."""
+        folder = self._shared / secrets.token_hex(8)
         folder.mkdir()
         return Path(shutil.copy(file, folder / file.name))
 
     def usage(self) -> Counter[Path]:
-        """Bytes that are taken, by the folder of an upload or a conversation (or what else has come in)."""
-        taken: Counter[Path] = Counter()
-        seen: set[int] = set()  # a video that is played under another name is there once
+        """Bytes in use, by the folder of an upload or a conversation (or of what gradio has written)."""
+        used: Counter[Path] = Counter()
+        seen: set[int] = set()  # links count once
         for file, status in _files(self.root):
             first, *rest = file.relative_to(self.root).parts
-            if first != self._kept.name and status.st_ino not in seen:
+            if first != self._shared.name and status.st_ino not in seen:
                 seen.add(status.st_ino)
                 ours = first in ("uploads", self._conversations.name)
                 place = self.root / first / rest[0] if ours else self.root / first
-                taken[place] += max(status.st_size, self.limits.max_bytes // SMALLEST)
-        return taken
+                used[place] += max(status.st_size, self.limits.max_bytes // MIN_SHARE)
+        return used
 
     def find(self, file: str | Path) -> Path | None:
-        """A file of this folder by its whole name; None for what lies elsewhere, is no file, or is not there."""
+        """A file of this store by its absolute path; None for other and missing files."""
         path = Path(file)
         try:
             ours = path.is_absolute() and path.resolve(strict=True) == path and path.is_relative_to(self.root)
             return path if ours and irregular(path.stat()) is None else None
-        except (OSError, ValueError, RuntimeError):  # not there, no name of a file, links in a circle
+        except (OSError, ValueError, RuntimeError):  # missing, malformed, or a loop of links
             return None
 
     def take(self, file: str | Path, folder: Path) -> Path:
-        """Move an upload into a conversation's folder, under a folder of its own.
+        """Move an upload into a folder of its own within a conversation's.
 
         Args:
-            file: as the browser names it. folder: of the conversation; what lies there already stays where it is.
+            file: as the browser names it. folder: of the conversation; files that lie there already are not moved.
 
         Raises:
             MediaError: for a file that was not uploaded here, or is no longer there.
@@ -154,15 +153,15 @@ class Store:
         target = folder / secrets.token_hex(8) / path.name
         target.parent.mkdir(parents=True)
         try:
-            return Path(shutil.copy(path, target)) if path.is_relative_to(self._kept) else path.rename(target)
-        except FileNotFoundError:  # swept away, or its conversation was
+            return Path(shutil.copy(path, target)) if path.is_relative_to(self._shared) else path.rename(target)
+        except FileNotFoundError:  # removed by `sweep`, or with its conversation
             raise MediaError(path.name, "is not here any more; upload it again") from None
 
     def sweep(self, now: float | None = None) -> None:
-        """Remove uploads that nobody asked about for too long."""
-        oldest = (time.time() if now is None else now) - self.waiting_seconds
+        """Remove uploads that were not sent for too long."""
+        oldest = (time.time() if now is None else now) - self.upload_seconds
         for file, status in _files(self.root):
-            ours = file.is_relative_to(self._conversations) or file.is_relative_to(self._kept)
+            ours = file.is_relative_to(self._conversations) or file.is_relative_to(self._shared)
             if not ours and status.st_ctime < oldest:
                 file.unlink(missing_ok=True)
         for folder, _, _ in os.walk(self.root / "uploads", topdown=False):
