@@ -21,7 +21,7 @@ from chatbridge.inference.limits import MediaLimits
 from chatbridge.original.processors import OriginalVideoProcessor
 from chatbridge.processors import ImageConfig, MediaError
 from chatbridge.processors.base import Blob, Source
-from dataset_prep.extract_audio import Extract
+from dataset_prep.extract_audio import AudioExtractor
 from dataset_prep.prep.frames import write_frames
 from dataset_prep.prep.items import Item
 from dataset_prep.prep.media_placement import check_media
@@ -140,6 +140,6 @@ def _previewed(modality: str, source: Source, folder: Path, limits: MediaLimits)
 
 
 def _extracted(file: Path, out: Path) -> None:
-    part = Extract(file.parent, out, "flac", None, False, 3600.0)(0, [Item("one", {}, {}, file.name)])
+    part = AudioExtractor(file.parent, out, "flac", None, False, 3600.0)(0, [Item("one", {}, {}, file.name)])
     if part.dropped:
         raise MediaError(file.name, part.dropped[0].detail)
