@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.processors import MediaError, VideoProcessor
 from chatbridge.processors.base import reading
 from chatbridge.processors.resampling import resample
@@ -61,7 +61,7 @@ class AudioExtractor:
         part = PieceResult(read=len(items))
         for item in items:
             try:
-                with one_sample:
+                with sample_errors:
                     part.kept.append(self._one(item))
             except ValueError as error:
                 detail = getattr(error, "reason", str(error))

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.processors import VideoProcessor
 from dataset_prep.extract_audio import files_below, video_items
 from dataset_prep.prep.command import make_parser, options, positive, run_command, whole
@@ -38,7 +38,7 @@ class FrameExtractor:
         for item in items:
             folder = self.out / item.id
             try:
-                with one_sample:
+                with sample_errors:
                     count = write_frames(self.root / item.where, folder, self.frames, self.fps, self.size, self.quality)
             except ValueError as error:
                 part.dropped.append(Drop(item.id, UNREADABLE, getattr(error, "reason", str(error)), item.where))

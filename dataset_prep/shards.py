@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.datasets import TaskKind
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.processors import MediaError, MediaLoader
 from chatbridge.processors.base import MissingMedia
 from dataset_prep.prep.command import make_parser, options, positive, run_command
@@ -54,7 +54,7 @@ class ShardWriter:
         usable = []
         for item in items:
             try:
-                with one_sample:
+                with sample_errors:
                     usable.append((item.id, *self._members(item)))
             except MissingMedia as error:
                 part.dropped.append(Drop(item.id, MISSING, str(error), item.where))

@@ -2,7 +2,7 @@
 
 from chatbridge.datasets.annotated import AnnotatedDataset, AnnotationsConfig
 from chatbridge.datasets.annotations import AnnotationFile
-from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.datasets.base import Parts, TaskDataset
 from chatbridge.datasets.collate import Collator
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.mixture import Component, SampleMixture, StepMixture

@@ -9,7 +9,7 @@ from itertools import accumulate
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
 from chatbridge.datasets.annotations import AnnotationFile
-from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset
+from chatbridge.datasets.base import DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.records import Record
 from chatbridge.processors.media_loader import MediaLoader
 
@@ -41,18 +41,18 @@ class AnnotatedDataset(TaskDataset):
 
     Args:
         config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
-        open: leave the last answer out (generation).
+        prompt_only: leave the last answer out (generation).
 
     Raises:
         ValueError: annotations that cannot be read, or a kind whose modalities nothing here serves.
     """
 
-    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, open: bool = False):
-        super().__init__(config, name, parts, open, served=config.media)
+    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, prompt_only: bool = False):
+        super().__init__(config, name, parts, prompt_only, folders=config.media)
         self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
         files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
         parse = parts.task.parse
-        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not open, parse) for file in files]
+        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not prompt_only, parse) for file in files]
         self.skipped = [line for records in self.lists for line in records.skipped]
         # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
         self._ends = list(accumulate(len(records) for records in self.lists))

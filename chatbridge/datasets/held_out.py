@@ -1,12 +1,13 @@
-"""Held-out samples in order, in batches; what cannot be read is passed over, counted and told."""
+"""Held-out samples in order, in batches; unreadable ones are left out, counted and logged."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 from chatbridge.common.batch import MultimodalBatch
-from chatbridge.datasets.builder import TaskDataset, describe, one_sample
+from chatbridge.datasets.base import TaskDataset
 from chatbridge.datasets.collate import Collator, Example
 
 logger = logging.getLogger("chatbridge")
@@ -34,7 +35,7 @@ class HeldOut:
         self.unreadable = 0
         self.empty = False
         self._filler: Example | None = None
-        self._told: set[int] = set()
+        self._logged: set[int] = set()
 
     def __iter__(self) -> Iterator[tuple[MultimodalBatch, bool]]:
         """Every batch, and whether it counts."""
@@ -56,15 +57,14 @@ class HeldOut:
         return next((found for index in range(len(self.dataset)) if (found := self._read(index)) is not None), None)
 
     def _read(self, index: int) -> Example | None:
-        identity = f"#{index}"
-        try:
-            with one_sample:
-                record = self.dataset.record(index)
-                identity = record.id
-                return self.dataset.read(record, self.dataset.kinds[0])[0]
-        except ValueError as error:
-            if index not in self._told:
-                name = self.dataset.name
-                logger.warning("validation.%s: sample %s is left out: %s: %s", name, *describe(error, identity))
-            self._told.add(index)
-            return None
+        dataset = self.dataset
+        read = partial(dataset.read, kind=dataset.kinds[0])
+        identity, found = dataset.try_read(f"#{index}", partial(dataset.record, index), read)
+        if isinstance(found, Example):
+            return found
+        if index not in self._logged:
+            self._logged.add(index)
+            logger.warning(
+                "validation.%s: sample %s is left out: %s: %s", dataset.name, identity, found.file, found.reason
+            )
+        return None

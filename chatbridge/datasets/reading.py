@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from chatbridge.common.batch import MIXED, MultimodalBatch, mapped
 from chatbridge.common.shared_memory import DEV_SHM, SHM_SIZE, shared_copy
-from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.base import TaskDataset
 from chatbridge.datasets.collate import Collator, TokenBudget
 from chatbridge.datasets.mixture import BatchPlan, Mixture
 from chatbridge.datasets.streams import Read, SampleStream, restarted, stream_of
@@ -39,7 +39,7 @@ def check_shapes(datasets: Iterable[TaskDataset]) -> None:
     """Raise ValueError for datasets whose samples share batches, but whose media of a modality differ in shape."""
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     for dataset in datasets:
-        for modality in sorted({m for kind in dataset.kinds for m in kind.modalities}):
+        for modality in dataset.modalities:
             shape = tuple(dataset.processors[modality].shape)
             other, expected = first.setdefault(modality, (dataset.name, shape))
             if shape != expected:

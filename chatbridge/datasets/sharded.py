@@ -15,7 +15,7 @@ import numpy as np
 
 from chatbridge.common.registry import DATASETS
 from chatbridge.common.schema import key
-from chatbridge.datasets.builder import DatasetConfig, Parts, TaskDataset, one_sample
+from chatbridge.datasets.base import DatasetConfig, Parts, TaskDataset, sample_errors
 from chatbridge.datasets.mixture import Blend, BlendedOrder, ShardOrder
 from chatbridge.datasets.records import Record
 from chatbridge.datasets.shard_readers import PROBLEM, LocalShards, MemberPlace
@@ -83,7 +83,7 @@ class ShardDataset(TaskDataset):
 
     Args:
         config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
-        open: leave the last answer out (generation).
+        prompt_only: leave the last answer out (generation).
 
     Attributes:
         lists: the shards of every list; weights: the lists' shares.
@@ -93,8 +93,8 @@ class ShardDataset(TaskDataset):
             first sample that does not serve for the kind.
     """
 
-    def __init__(self, config: WebdatasetConfig, name: str, parts: Parts, open: bool = False):
-        super().__init__(config, name, parts, open)
+    def __init__(self, config: WebdatasetConfig, name: str, parts: Parts, prompt_only: bool = False):
+        super().__init__(config, name, parts, prompt_only)
         try:
             folder = None if config.folder is None else Path(config.folder)
             index = None if config.index is None else Path(config.index)
@@ -120,7 +120,7 @@ class ShardDataset(TaskDataset):
         first = None
         for index in range(min(FIRST, len(self))):
             try:
-                with one_sample:
+                with sample_errors:
                     self.record(index)
                 return
             except ValueError as error:
@@ -209,8 +209,8 @@ class ShardDataset(TaskDataset):
         where = f"{shard.url}/{members['__key__']}"
         if PROBLEM in members:
             raise MediaError(where, members[PROBLEM])
-        record = annotation(where, members, self.kinds, not self.open, self.parts.task.parse)
-        for modality in {modality for kind in self.kinds for modality in kind.modalities}:
+        record = annotation(where, members, self.kinds, not self.prompt_only, self.parts.task.parse)
+        for modality in self.modalities:
             chosen = members_of(where, record, modality, members, tuple(self.processors[modality].extensions))
             # The record was made here, and so was its table of files.
             record.files[modality] = tuple(

@@ -7,7 +7,6 @@ trained on, not what workers had fetched ahead.
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from chatbridge.common.ledger import LedgerEntry
-from chatbridge.datasets.builder import MAX_TRIES, TaskDataset, describe, one_sample
+from chatbridge.datasets.base import MAX_TRIES, TaskDataset
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.mixture import Blend, generator
 from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
@@ -100,20 +99,13 @@ class ShardStream(SampleStream):
             number = int(self.blend.at(np.array([self.count]))[0][0])
             self.count += 1
             shard, place, sample = self.lists[number].take(entries)
-            rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}")
-            identity = sample["__key__"]
-            try:
-                with one_sample:
-                    record = dataset.parse(shard, sample)
-                    identity = record.id
-                    example = dataset.draw(record, rng)
-            except ValueError as error:
-                entries.append(LedgerEntry(dataset.name, *describe(error, identity)))
-                tries += 1
-                continue
-            return example, [replace(e, replaced_by=record.id if e.count else "") for e in entries]
-        last = entries[-1]
-        raise dataset.gives_up((last.sample_id, last.file, last.reason))
+            draw = partial(dataset.draw, rng=dataset.rng(number, place))
+            identity, found = dataset.try_read(sample["__key__"], partial(dataset.parse, shard, sample), draw)
+            if isinstance(found, Example):
+                return found, [replace(entry, replaced_by=identity if entry.count else "") for entry in entries]
+            entries.append(found)
+            tries += 1
+        raise dataset.gives_up(entries[-1])
 
     def _position(self) -> State:
         return {"position": self.count, "lists": [shards.state_dict() for shards in self.lists]}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatbridge.common.batch import MIXED
-from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.base import TaskDataset
 from chatbridge.datasets.collate import TokenBudget, first_fit
 from chatbridge.planning.dataset_probe import Probe
 

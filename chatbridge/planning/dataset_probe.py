@@ -14,7 +14,7 @@ from chatbridge.common.batch import IGNORE
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.segments import Media, Segment, Text
 from chatbridge.conversation.tokens import TokenizedSample
-from chatbridge.datasets.builder import TaskDataset, one_sample
+from chatbridge.datasets.base import TaskDataset, sample_errors
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
@@ -68,7 +68,7 @@ def probe(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int = 32, de
     for item in _items(dataset, count, spread=True):
         found.items += 1
         try:
-            with one_sample:
+            with sample_errors:
                 record, kind, rendered, tokens = item.rendered(dataset, tokenizer)
                 if tokens is not None:
                     _count_tokens(found, rendered, tokens, dataset, tokenizer)
@@ -94,7 +94,7 @@ def first_samples(dataset: TaskDataset, tokenizer: Tokenizer | None, count: int 
     shown = []
     for item in _items(dataset, count, spread=False):
         try:
-            with one_sample:
+            with sample_errors:
                 _, _, rendered, tokens = item.rendered(dataset, tokenizer)
         except ValueError as error:
             shown.append({"id": item.name, "text": f"cannot be rendered: {error}"})
@@ -122,7 +122,7 @@ class _Item:
         """The record, its kind, the sample and, with a tokenizer, its tokens. Raises ValueError for an unusable one."""
         record, task = self.record(), dataset.parts.task
         kind = self.rng.choice(dataset.kinds) if len(dataset.kinds) > 1 else dataset.kinds[0]
-        rendered = task.render(record, kind, self.rng, None, dataset.open)
+        rendered = task.render(record, kind, self.rng, None, dataset.prompt_only)
         return record, kind, rendered, tokenizer and task.tokenize(rendered, tokenizer, dataset.rows)
 
 

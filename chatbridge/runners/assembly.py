@@ -13,7 +13,7 @@ import torch
 from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, TASKS
 from chatbridge.contracts import RowsOf
-from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.datasets.base import Parts, TaskDataset
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes

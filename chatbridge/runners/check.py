@@ -18,7 +18,7 @@ from chatbridge.common.registry import DATASETS, LOGGERS, MODELS
 from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
 from chatbridge.common.shared_memory import worker_notes
-from chatbridge.datasets.builder import Parts, TaskDataset
+from chatbridge.datasets.base import Parts, TaskDataset
 from chatbridge.datasets.reading import check_shapes
 from chatbridge.models.chatbridge import ChatBridgeConfig
 from chatbridge.models.simulation import check_media, needs_content
@@ -225,7 +225,7 @@ def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> i
             if tokenizer is None:
                 media = [dataset.media.load(m, file, rng) for m in kind.modalities for file in record.files_of(m)]
             else:
-                example = dataset.read(record, kind)[0] if dataset.open else dataset.draw(record, rng)
+                example = dataset.read(record, kind) if dataset.prompt_only else dataset.draw(record, rng)
                 media = [medium for several in example.media.values() for medium in several]
             return sum(medium.nbytes for medium in media)
         except ValueError as error:

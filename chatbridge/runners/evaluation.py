@@ -20,7 +20,7 @@ from chatbridge.common.documents import write_whole
 from chatbridge.common.registry import RUNNERS
 from chatbridge.common.run_folder import RunLock
 from chatbridge.conversation.stop import StopOnText
-from chatbridge.datasets.builder import TaskDataset, one_sample
+from chatbridge.datasets.base import TaskDataset, sample_errors
 from chatbridge.datasets.collate import Collator, Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
@@ -122,7 +122,7 @@ class EvaluationRunner:
         if question.problem is not None:
             return question.problem
         try:
-            return dataset.read(question.record, question.kind, None, question.item, blank)[0]
+            return dataset.read(question.record, question.kind, None, question.item, blank)
         except ValueError as error:
             return error
 
@@ -131,7 +131,7 @@ class EvaluationRunner:
         if not examples:
             return []
         try:
-            with one_sample:
+            with sample_errors:
                 return self._generate(examples, name)
         except ValueError as error:
             if len(examples) == 1:
@@ -161,7 +161,7 @@ class EvaluationRunner:
             "prediction": None, "references": list(record.references), "correct": None,
             "media": {modality: _files(dataset, record, modality) for modality in kind.modalities},
         }  # fmt: skip
-        with contextlib.suppress(ValueError), one_sample:
+        with contextlib.suppress(ValueError), sample_errors:
             rendered = dataset.parts.task.render(record, kind, None, question.item, True)
             row |= {"id": rendered.id, "question": rendered.question, "references": list(rendered.references)}
         if isinstance(answer, ValueError):
@@ -178,7 +178,7 @@ class EvaluationRunner:
         lost: list[EvaluationQuestion] = []
         for index in range(len(dataset)):
             try:
-                with one_sample:
+                with sample_errors:
                     records.append(dataset.record(index))
             except ValueError as error:
                 lost.append(EvaluationQuestion(Record(f"#{index}"), kinds[0], problem=error))

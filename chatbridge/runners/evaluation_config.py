@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 
 from chatbridge.common.registry import nearest
 from chatbridge.common.schema import key
-from chatbridge.datasets.builder import DatasetConfig
+from chatbridge.datasets.base import DatasetConfig
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.evaluation.scores import build_metrics
 from chatbridge.runners.config import DeviceConfig

@@ -17,7 +17,7 @@ import yaml
 
 from chatbridge.common.checksums import sha256
 from chatbridge.common.documents import write_whole
-from chatbridge.datasets.builder import TaskDataset
+from chatbridge.datasets.base import TaskDataset
 
 PACKAGES = (
     "chatbridge", "torch", "torchvision", "torchaudio", "transformers", "accelerate", "timm", "webdataset",

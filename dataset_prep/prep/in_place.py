@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.datasets.shard_readers import LocalShards, MemberPlace
 from chatbridge.datasets.shard_samples import annotation, members_of
 from chatbridge.datasets.shards import LINKED_FOLDER, Shard
@@ -86,7 +86,7 @@ class TarCheck:
         """(key, bytes of its media, what is wrong with it) of a sample, as training would find it."""
         key, size = f"#{number}", 0
         try:
-            with one_sample:
+            with sample_errors:
                 found = reader.members(0, number)
                 key = found["__key__"]
                 size = sum(part.size for part in found.values() if isinstance(part, MemberPlace))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbridge.common.documents import open_regular
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -138,7 +138,7 @@ class MediaPlacer:
         part = PieceResult(read=len(items))
         for item in items:
             try:
-                with one_sample:
+                with sample_errors:
                     names = {modality: self._one(part, modality, item) for modality in item.media}
             except UnusableSample as problem:
                 part.dropped.append(Drop(item.id, problem.reason, problem.detail, item.where))

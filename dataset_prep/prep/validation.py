@@ -14,7 +14,7 @@ from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.documents import repaired
 from chatbridge.common.registry import DATASETS
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts, Record, ShardDataset, TaskDataset, TaskKind
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
 from chatbridge.datasets.shards import is_local
@@ -94,7 +94,7 @@ class ValidationTarget:
         index = item.entry["index"]
         where, label = "{}: entry {}".format(*dataset.where(index)), name
         try:
-            with one_sample:
+            with sample_errors:
                 record = dataset.record(index)
                 label = f"{name}: {record.id}"
                 drops = self._sample(name, where, record, dataset.rng(index, 0))
@@ -109,7 +109,7 @@ class ValidationTarget:
             for index, sample in samples_in_sequence(shard):
                 where, label = f"{shard.url}: entry {index}", name
                 try:
-                    with one_sample:
+                    with sample_errors:
                         record = dataset.parse(shard, sample)
                         label = f"{name}: {record.id}"
                         rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}/{index}")
@@ -130,13 +130,13 @@ class ValidationTarget:
         for modality in dict.fromkeys(m for kind in dataset.kinds for m in kind.modalities):
             for file in record.files_of(modality):
                 try:
-                    with one_sample:
+                    with sample_errors:
                         dataset.media.load(modality, file, media_rng)
                 except ValueError as error:
                     drops.append(_drop(label, where, error, f"{modality} "))
         if not drops:
             try:
-                with one_sample:
+                with sample_errors:
                     _write(dataset, record)
             except ValueError as error:
                 drops.append(Drop(label, UNFIT, repaired(str(error)), where))
@@ -169,7 +169,7 @@ def _write(dataset: TaskDataset, record: Record) -> None:
     for kind in dataset.kinds:
         for item in task.items(record, kind):
             if tokenizer is None:
-                task.render(record, kind, None, item, dataset.open)
+                task.render(record, kind, None, item, dataset.prompt_only)
             else:
                 rendered, tokens = dataset.written(record, kind, None, item)
                 dataset.checked(Example(tokens, {}, list(rendered.references), rendered.group))

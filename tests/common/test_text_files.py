@@ -18,7 +18,7 @@ from chatbridge.common.ledger import Ledger, LedgerEntry
 from chatbridge.common.logging import EventLog
 from chatbridge.conversation import Text, tokenize
 from chatbridge.datasets import AnnotationFile, Record, TaskKind
-from chatbridge.datasets.builder import one_sample
+from chatbridge.datasets.base import sample_errors
 from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny
 from tests.datasets.tools import TOKENIZER, folder_set, picture, shards, stream, take, tar_bytes, write_folder
@@ -251,7 +251,7 @@ def test_whatever_goes_wrong_with_a_sample_costs_the_sample(tmp_path, monkeypatc
     (first, *_) = [entry for batch in batches for entry in batch.ledger]
     assert first.sample_id.endswith("3") and first.reason.startswith(f"cannot be used ({type(error).__name__}")
     assert "\n" not in first.reason
-    with pytest.raises(AssertionError), one_sample:
+    with pytest.raises(AssertionError), sample_errors:
         raise AssertionError
 
 

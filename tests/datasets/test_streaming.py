@@ -178,7 +178,7 @@ def test_layouts_of_other_tools(tmp_path):
     files = [[str(dataset.media.find("image", f)).rsplit("/", 1)[1] for f in r.files_of("image")] for r in records]
     assert files[:3] == [["00017.jpg"], ["00018.png"], ["pair.0.jpg", "pair.1.jpg"]]
     assert files[3] == [f"many.{i}.jpg" for i in range(11)]
-    assert dataset.read(records[1], dataset.kinds[0])[0].media["image"][0].shape == (1, 3, 8, 8)
+    assert dataset.read(records[1], dataset.kinds[0]).media["image"][0].shape == (1, 3, 8, 8)
     # A reference stays good after other samples were read: evaluation keeps many records at once.
     assert dataset.media.load("image", records[0].files_of("image")[0]).shape == (1, 3, 8, 8)
 

@@ -39,7 +39,7 @@ def training_row(config, kind, turns, names):
     assembly = Assembly(load_config(config))
     dataset = type(assembly.datasets["chats"])(tree.datasets["chats"], "chats", assembly.parts)
     record = Record("one", files={m: (file.name,) for m, file in names.items()}, turns=tuple(turns))
-    example, _ = dataset.read(record, dataset.kinds[0])
+    example = dataset.read(record, dataset.kinds[0])
     batch = assembly.task.collator(assembly.tokenizer)([example], "chats")
     media = [None if slot < 0 else batch.modalities[slot] for slot in batch.slots_BL[0].tolist()]
     return batch, [i if m is None else m for i, m in zip(batch.input_ids_BL[0].tolist(), media, strict=True)]

@@ -1,14 +1,15 @@
-"""A dataset: annotations, media and a task's way of writing them, one tokenised example at a time.
+"""What all datasets are: annotations, media and a task's way of writing them, one tokenised example at a time.
 
-Bad media in training are replaced by another sample of the same dataset, chosen by the seed alone, and every
-replacement is handed on as a ledger entry; in evaluation nothing is ever replaced.
+An unusable sample is replaced in training by another one of the same dataset, chosen by the seed alone, and every
+replacement has its ledger entry; in evaluation nothing is replaced.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from chatbridge.common.ledger import LedgerEntry
@@ -29,10 +30,10 @@ MAX_TRIES = 10
 """Samples in a row that may be unusable before reading gives up."""
 
 
-class OneSample:
-    """Around everything that is done with one sample: whatever goes wrong in it is a ValueError, and costs the sample.
+class SampleErrors:
+    """Around all that is done with one sample: whatever goes wrong inside is a ValueError, and costs the sample only.
 
-    A decoder or tokenizer of anybody's raises anything. (An AssertionError is a mistake of ours, and ends the run.)
+    A decoder or tokenizer may raise anything. (An AssertionError is a mistake of ours, and ends the run.)
     """
 
     def __enter__(self) -> None:
@@ -40,11 +41,11 @@ class OneSample:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, (ValueError, AssertionError)):
-            told = " ".join(str(error).split())
-            raise ValueError(f"cannot be used ({kind.__name__}{': ' if told else ''}{told})") from error
+            message = " ".join(str(error).split())
+            raise ValueError(f"cannot be used ({kind.__name__}{': ' if message else ''}{message})") from error
 
 
-one_sample = OneSample()
+sample_errors = SampleErrors()
 
 
 @dataclass(kw_only=True)
@@ -101,46 +102,51 @@ class Parts:
 
 
 class TaskDataset:
-    """Examples from records: what all datasets share. A builder says how many records there are and reads one.
+    """Examples from records. Subclasses say how many records there are and read one.
 
     Args:
         config: its keys; name: what messages and logs call it; parts: task, tokenizer and processors.
-        open: leave the last answer out (generation).
-        served: modality -> where its files are, for those modalities that have such a place; None for all.
+        prompt_only: leave the last answer out (generation).
+        folders: modality -> where its files are, for datasets that need such a place.
 
     Attributes:
         kinds: what is shown and asked; rows: positions that a medium of each modality takes; media: loads what records
             name; skipped: what was left out, a line each.
         max_positions: a longer sample is unusable (set where batches have a budget of positions).
+        sequential: whether samples can only be read one after the other.
 
     Raises:
-        ValueError: a kind whose modalities nothing here serves.
+        ValueError: a kind whose modalities have no bridge, processor or folder.
     """
 
     sequential = False
-    """Whether samples can only be read one after the other (see `Stream.sequential`)."""
+    media: MediaLoader
 
     def __init__(
-        self, config: DatasetConfig, name: str, parts: Parts, open: bool, served: Mapping[str, Any] | None = None
+        self,
+        config: DatasetConfig,
+        name: str,
+        parts: Parts,
+        prompt_only: bool = False,
+        folders: Mapping[str, Any] | None = None,
     ):
-        self.config, self.name, self.parts, self.open = config, name, parts, open
+        self.config, self.name, self.parts, self.prompt_only = config, name, parts, prompt_only
         own = build_processors(config.processors, f"dataset '{name}': processors")
         self.processors = {**parts.processors, **own}
-        self.kinds = self._kinds(served)
-        shown = {modality for kind in self.kinds for modality in kind.modalities}
-        self.rows = {m: parts.rows[m](self.processors[m].shape) for m in sorted(shown)}
+        self.kinds = self._kinds(folders)
+        self.modalities = sorted({modality for kind in self.kinds for modality in kind.modalities})
+        self.rows = {m: parts.rows[m](self.processors[m].shape) for m in self.modalities}
         self.skipped: list[str] = []
         self.max_positions: int | None = None
-        self.media: MediaLoader
 
-    def _kinds(self, served: Mapping[str, Any] | None) -> tuple[TaskKind, ...]:
+    def _kinds(self, folders: Mapping[str, Any] | None) -> tuple[TaskKind, ...]:
         known = {*self.processors, *self.parts.rows}
         needs = [
             (self.parts.rows, "a bridge under model.bridges"),
             (self.processors, "a processor under processors"),
         ]
-        if served is not None:
-            needs.append((served, "a folder under its media"))
+        if folders is not None:
+            needs.append((folders, "a folder under its media"))
         try:
             kinds = TaskKind.parse_all(self.config.kind, known)
             for kind in kinds:
@@ -179,29 +185,40 @@ class TaskDataset:
         Raises:
             ValueError: when `MAX_TRIES` samples in a row are unusable.
         """
-        rng, failures = self.rng(index, epoch), []
+        rng, entries = self.rng(index, epoch), []
         for _ in range(MAX_TRIES):
-            identity = f"#{index}"
-            try:
-                with one_sample:
-                    record = self.record(index)
-                    identity = record.id
-                    example = self.draw(record, rng)
-            except ValueError as error:
-                failures.append(describe(error, identity))
-                index = rng.randrange(len(self))
-                continue
-            return example, [LedgerEntry(self.name, *failure, identity) for failure in failures]
-        raise self.gives_up(failures[-1])
+            identity, found = self.try_read(f"#{index}", partial(self.record, index), partial(self.draw, rng=rng))
+            if isinstance(found, Example):
+                return found, [replace(entry, replaced_by=identity) for entry in entries]
+            entries.append(found)
+            index = rng.randrange(len(self))
+        raise self.gives_up(entries[-1])
 
-    def rng(self, index: int, epoch: int) -> random.Random:
-        """What a training sample's choices are drawn with: nothing but the seed and its place decides them."""
-        return random.Random(f"{self.parts.seed}/{self.name}/{epoch}/{index}")
+    def try_read(
+        self, identity: str, load: Callable[[], Record], make: Callable[[Record], Example]
+    ) -> tuple[str, Example | LedgerEntry]:
+        """A sample's id, and what is made of its record or, where it is unusable, why.
+
+        Args:
+            identity: the id as long as there is no record.
+        """
+        try:
+            with sample_errors:
+                record = load()
+                identity = record.id
+                return identity, make(record)
+        except ValueError as error:
+            file, reason = getattr(error, "source", identity), getattr(error, "reason", str(error))
+            return identity, LedgerEntry(self.name, identity, file, reason)
+
+    def rng(self, *place: int | str) -> random.Random:
+        """What a training sample's choices are drawn with: the seed and its place (epoch and index) decide them."""
+        return random.Random("/".join(map(str, (self.parts.seed, self.name, *place))))
 
     def draw(self, record: Record, rng: random.Random) -> Example:
         """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
         kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
-        return self.checked(self.read(record, kind, rng)[0])
+        return self.checked(self.read(record, kind, rng))
 
     def checked(self, example: Example) -> Example:
         """The example, if a row or batch has room for it. Raises ValueError."""
@@ -216,11 +233,10 @@ class TaskDataset:
         """Positions that an example takes in a row, BOS included."""
         return len(example.tokens) + (self.parts.tokenizer.bos_id is not None)
 
-    def gives_up(self, failure: tuple[str, str, str]) -> ValueError:
+    def gives_up(self, last: LedgerEntry) -> ValueError:
         """What to raise when too many samples in a row were unusable."""
-        _, file, why = failure
         return ValueError(
-            f"dataset '{self.name}': {MAX_TRIES} samples in a row cannot be used; the last: {file}: {why}"
+            f"dataset '{self.name}': {MAX_TRIES} samples in a row cannot be used; the last: {last.file}: {last.reason}"
         )
 
     def read(
@@ -230,8 +246,8 @@ class TaskDataset:
         rng: random.Random | None = None,
         item: int | None = None,
         blank: Sequence[str] = (),
-    ) -> tuple[Example, Any]:
-        """One record as an example, and as it was rendered.
+    ) -> Example:
+        """One record as an example.
 
         Args:
             rng: of training; None for evaluation.
@@ -241,23 +257,18 @@ class TaskDataset:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
         media_rng, media = rng if self.config.augment else None, {}
-        with one_sample:
+        with sample_errors:
             rendered, tokens = self.written(record, kind, rng, item)
             for modality, count in {s.modality: s.count for s in rendered.segments if isinstance(s, Media)}.items():
                 if modality in blank:
                     media[modality] = [self.media.blank(modality)] * count
                 else:
                     media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
-        return Example(tokens, media, list(rendered.references), rendered.group), rendered
+        return Example(tokens, media, list(rendered.references), rendered.group)
 
     def written(
         self, record: Record, kind: TaskKind, rng: random.Random | None = None, item: int | None = None
     ) -> tuple[Any, TokenizedSample]:
         """One record as it is rendered, and its tokens; see `read`."""
-        rendered = self.parts.task.render(record, kind, rng, item, self.open)
+        rendered = self.parts.task.render(record, kind, rng, item, self.prompt_only)
         return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.rows)
-
-
-def describe(error: ValueError, identity: str) -> tuple[str, str, str]:
-    """(sample, file, reason) of a sample that could not be used, for the ledger."""
-    return identity, getattr(error, "source", identity), getattr(error, "reason", str(error))
