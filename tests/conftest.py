@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny
 from tests.inference import tools as chat
 
@@ -31,6 +32,12 @@ def usual_algorithms():
     """A run with `run.deterministic` in the test's own process leaves PyTorch filling all memory before its use."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Vicuna's, shortened to 600 tokens."""
+    return load_tokenizer(tiny.TOKENIZER)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import multiprocessing
 import multiprocessing.util
 import os
@@ -25,9 +24,15 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train
+from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from tests.patience import PATIENCE
+from tests.tiny import json_lines
 
 FORK = multiprocessing.get_context("fork")
+
+
+SAME = ("step", "loss", "losses", "dataset", "ids", "tokens", "samples", "lr", "grad_norm", "replaced", "drawn")
+"""What two runs that are one have in common, step by step."""
 
 
 class Run:
@@ -134,11 +139,27 @@ def free_port() -> int:
 
 def metrics(output: Path, split: str = "train") -> list[dict[str, Any]]:
     """The logged steps of a run."""
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(output / "metrics.jsonl")
     return [row for row in rows if row["split"] == split]
 
 
 def events(output: Path) -> list[str]:
     """What happened to a run, by name."""
     file = output / "events.jsonl"
-    return [json.loads(line)["event"] for line in file.read_text().splitlines()] if file.exists() else []
+    return [row["event"] for row in json_lines(file)] if file.exists() else []
+
+
+def arguments(yaml, output, *options: str) -> list[str]:
+    return ["--cfg-path", str(yaml), "--options", f"run.output_dir={output}", *options]
+
+
+def assert_same(one, two) -> None:
+    """Steps and final weights, bit for bit."""
+    assert [[row[k] for k in SAME] for row in metrics(one)] == [[row[k] for k in SAME] for row in metrics(two)]
+    assert find_latest(one).name == find_latest(two).name
+    a, b = load_weights(find_latest(one)), load_weights(find_latest(two))
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    for x, y in zip(*(load_trainer(find_latest(f))["optimizers"] for f in (one, two)), strict=True):
+        for number, state in x["state"].items():
+            assert all(torch.equal(value, y["state"][number][name]) for name, value in state.items())

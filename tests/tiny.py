@@ -98,3 +98,14 @@ def write_yaml(folder: Path, tree: dict[str, Any], name: str = "run.yaml") -> Pa
     file = folder / name
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return file
+
+
+def run(folder: Path, tree: dict[str, Any], *arguments: str) -> int:
+    """``train.py`` on a tree, in this process; its exit status."""
+    import train  # here: it imports all of the package, which not every user of this file needs
+
+    return train.main(["--cfg-path", str(write_yaml(folder, tree)), *arguments])
+
+
+def json_lines(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

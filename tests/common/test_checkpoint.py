@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -17,6 +15,7 @@ from chatbridge.common.checkpoint import (
     save_checkpoint,
 )
 from chatbridge.common.ledger import Ledger, LedgerEntry, TooManyBadSamples
+from tests.tiny import json_lines
 
 
 def save(folder, step, keep=2, every=0, best=False):
@@ -89,7 +88,7 @@ def test_ledger_counts_writes_and_stops(tmp_path):
     ledger.add(["coco"] * 20, [])
     with pytest.raises(TooManyBadSamples, match=r"'coco': 4 of 32 .*max_bad_share allows 10\.0%.*2\.jpg: truncated"):
         ledger.add(["coco"] * 2, [entry(1), entry(2)])
-    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "ledger.jsonl")
     assert [row["file"] for row in rows] == ["1.jpg", "2.jpg", "1.jpg", "2.jpg"]
     again = Ledger(None, 0.1)
     again.load_state_dict(ledger.state_dict())

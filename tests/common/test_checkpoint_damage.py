@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     """A run of four steps that left checkpoints at 2 and 4, and its YAML for six."""
     folder = tmp_path_factory.mktemp("run")
     tree = tiny.make_config(folder, max_steps=6, checkpoint_every=2, stop_at=4, report_every=0)
-    assert train.main(["--cfg-path", str(tiny.write_yaml(folder, tree))]) == 0
+    assert tiny.run(folder, tree) == 0
     tree["run"].pop("stop_at")
     return folder, tiny.write_yaml(folder, tree, "six.yaml")
 

@@ -10,7 +10,6 @@ import os
 
 import pytest
 
-import train
 from chatbridge.common import json_stream
 from chatbridge.common.documents import DocumentError
 from chatbridge.common.json_stream import json_entries
@@ -225,7 +224,7 @@ def test_reading_goes_on_past_odd_text(tmp_path, access, workers):
         "".join(batch.ids).encode()
         ledger.add(batch.sources, batch.ledger)
     assert any(MARK in name for batch in batches for name in batch.ids)
-    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = tiny.json_lines(tmp_path / "ledger.jsonl")
     assert rows and all(row["reason"] for row in rows)
 
 
@@ -266,8 +265,8 @@ def test_a_run_goes_on_and_resumes_past_odd_text(tmp_path, task):
     if task == "instruction":
         listed[4]["conversations"][1]["value"] = HALF
     (tmp_path / "media" / f"{name}.json").write_text(json.dumps(listed))
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--options", "run.stop_at=2"]) == 0
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    assert tiny.run(tmp_path, tree, "--options", "run.stop_at=2") == 0
+    assert tiny.run(tmp_path, tree) == 0
     assert not (tmp_path / "output" / "ledger.jsonl").exists()
 
 
@@ -278,7 +277,7 @@ def test_a_run_that_ends_at_an_odd_name_says_so(tmp_path, capsys):
     for entry in listed:
         entry["image_id"] = "caf\udce9.jpg"
     (tmp_path / "media" / "images.json").write_text(json.dumps(listed))
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 1
+    assert tiny.run(tmp_path, tree) == 1
     said = capsys.readouterr().err
     assert "10 samples in a row cannot be used; the last: caf\ufffd.jpg: no such image" in said
     events = (tmp_path / "output" / "events.jsonl").read_text(encoding="utf-8").splitlines()
@@ -307,5 +306,5 @@ def test_empty_lists_in_a_configuration(tmp_path, capsys):
     ):
         tree = tiny.make_config(tmp_path)
         tree["datasets"]["images"] |= keys
-        assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--check"]) == 1
+        assert tiny.run(tmp_path, tree, "--check") == 1
         assert said in capsys.readouterr().err

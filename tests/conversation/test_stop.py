@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from chatbridge.conversation import PromptFormat, StopOnAny, StopOnIds, StopOnText, clean_answer
-from chatbridge.processors.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(Path(__file__).parents[1] / "golden" / "tokenizer")
 
 
 def first_stop(rule, ids):

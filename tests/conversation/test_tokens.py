@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
 from chatbridge.common.batch import IGNORE
 from chatbridge.conversation import Dialogue, PromptFormat, Source, Text, caption_segments, tokenize
-from chatbridge.processors.tokenizer import load_tokenizer
 
 QUERIES = {"image": 8, "video": 8, "audio": 4, "thermal": 2}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(Path(__file__).parents[1] / "golden" / "tokenizer")
 
 
 def labelled(sample):

@@ -16,6 +16,7 @@ from dataset_prep.prep.items import Drop, Item
 from dataset_prep.prep.job import Job, Options, sha256
 from dataset_prep.prep.texts import captions
 from tests.dataset_prep.work import Shout, words
+from tests.tiny import json_lines
 
 QUIET = Options(quiet=True)
 
@@ -33,7 +34,7 @@ def listing(folder: Path) -> list[dict]:
 
 
 def dropped(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "out" / "dropped.jsonl").read_text().splitlines()]
+    return json_lines(folder / "out" / "dropped.jsonl")
 
 
 def traced(folder: Path) -> list[int]:

@@ -68,7 +68,7 @@ def test_tars_are_grouped_as_training_groups_them(tmp_path):
     for number, folder in enumerate((tmp_path / "mac", tmp_path / "out")):
         tree["datasets"] = {"t": {"builder": "webdataset", "folder": str(folder), "kind": "ti-cap", "batch_size": 4}}
         tree["run"]["output_dir"] = str(tmp_path / f"run{number}")
-        assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+        assert tiny.run(tmp_path, tree) == 0
         assert not (tmp_path / f"run{number}" / "ledger.jsonl").exists()
     assert json.loads((tmp_path / "out" / "index.json").read_text())["samples"] == 12
 

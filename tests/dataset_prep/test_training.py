@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
 
-import train
 from dataset_prep import cc_sbu_laion, clotho, multis
 from tests import tiny
 from tests.dataset_prep import corpora
@@ -17,8 +15,8 @@ from tests.dataset_prep.test_multis import own_files
 
 def trained_on(folder: Path, tree: dict) -> set[str]:
     """Runs a tree; returns the datasets that its steps read."""
-    assert train.main(["--cfg-path", str(tiny.write_yaml(folder, tree))]) == 0
-    lines = [json.loads(line) for line in (folder / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert tiny.run(folder, tree) == 0
+    lines = tiny.json_lines(folder / "output" / "metrics.jsonl")
     assert not (folder / "output" / "ledger.jsonl").exists()
     return {line["dataset"] for line in lines if line.get("split") == "train"}
 

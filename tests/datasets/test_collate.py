@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,9 @@ import torch
 from chatbridge.common.batch import IGNORE, TEXT
 from chatbridge.conversation import Dialogue, PromptFormat, Source, tokenize
 from chatbridge.datasets.collate import Collator, Example
-from chatbridge.processors.tokenizer import load_tokenizer
 
 QUERIES = {"image": 3, "audio": 2, "thermal": 2}
 SHAPES = {"image": (1, 3, 4, 4), "audio": (2, 8, 4), "thermal": (1, 1, 2, 2)}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(Path(__file__).parents[1] / "golden" / "tokenizer")
 
 
 def example(tokenizer, name, sources, answer, fill=0.0):

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import train
 from chatbridge.datasets import Collator
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.evaluation.metrics import ExactMatch, Prediction, Score, exact_match, normalise
@@ -21,10 +15,8 @@ from chatbridge.evaluation.scores import Scores, score
 from chatbridge.runners.evaluation import EvaluationRunner
 from tests import tiny
 from tests.datasets.tools import folder_set, write_folder
-
-
-def rows_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+from tests.processes import Run
+from tests.tiny import json_lines
 
 
 def damaged(tmp_path: Path, *pictures: int) -> dict:
@@ -50,14 +42,11 @@ def evaluation(tree: dict, tmp_path: Path, **run) -> dict:
 
 
 def main(tree: dict, tmp_path: Path) -> int:
-    return train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))])
+    return tiny.run(tmp_path, tree)
 
 
-def two_ranks(tree: dict, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py"]
-    command += ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+def started(tree: dict, tmp_path: Path, world: int = 1) -> Run:
+    return Run(tmp_path / "logs", ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))], world)
 
 
 # Validation
@@ -70,13 +59,13 @@ def test_validation_passes_over_what_it_cannot_read(tmp_path, capsys, bad):
     said = capsys.readouterr().err
     assert said.count("is left out: ") == len(bad), "each is named once, not at every validation"
     assert said.count(f"validation.held: {len(bad)} samples could not be read and are not in its loss") == 2
-    rows = [row for row in rows_of(tmp_path / "output" / "metrics.jsonl") if row["split"] == "validation"]
+    rows = [row for row in json_lines(tmp_path / "output" / "metrics.jsonl") if row["split"] == "validation"]
     assert [(row["step"], row["unreadable"]) for row in rows] == [(2, len(bad)), (4, len(bad))]
     file = tmp_path / "held" / "list.json"
     file.write_text(json.dumps([entry for i, entry in enumerate(json.loads(file.read_text())) if i not in bad]))
     tree["run"]["output_dir"] = str(tmp_path / "without")
     assert main(tree, tmp_path) == 0
-    without = [row for row in rows_of(tmp_path / "without" / "metrics.jsonl") if row["split"] == "validation"]
+    without = [row for row in json_lines(tmp_path / "without" / "metrics.jsonl") if row["split"] == "validation"]
     assert [row["loss"] for row in without] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
     assert not any("unreadable" in row for row in without)
 
@@ -84,7 +73,7 @@ def test_validation_passes_over_what_it_cannot_read(tmp_path, capsys, bad):
 def test_a_set_of_which_nothing_can_be_read_ends_no_run(tmp_path, capsys):
     assert main(damaged(tmp_path, *range(12)), tmp_path) == 0
     assert "12 samples could not be read" in capsys.readouterr().err
-    rows = rows_of(tmp_path / "output" / "metrics.jsonl")
+    rows = json_lines(tmp_path / "output" / "metrics.jsonl")
     assert rows[-1]["step"] == 4 and all(row["split"] == "train" for row in rows)
 
 
@@ -117,7 +106,7 @@ def test_held_out_data_need_numbers(tmp_path, capsys):
     tree["validation"] = {"far": {"builder": "webdataset", "shards": "pipe:true", "kind": "ti-cap"}}
     for asked in (tree, evaluation(tree, tmp_path)):
         for more in ([], ["--check"]):
-            assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, asked)), *more]) == 1
+            assert tiny.run(tmp_path, asked, *more) == 1
             assert "validation.far: held-out samples need numbers" in capsys.readouterr().err
 
 
@@ -133,7 +122,7 @@ def test_an_evaluation_writes_why_it_has_no_answer(tmp_path, capsys):
     assert main(tree, tmp_path) == 0
     said = capsys.readouterr().err
     assert "held (full): 3 of 12 questions failed, which are NOT in this score" in said
-    rows = rows_of(tmp_path / "asked" / "predictions.jsonl")
+    rows = json_lines(tmp_path / "asked" / "predictions.jsonl")
     assert [row["id"] for row in rows] == [entry["image_id"] for entry in listed]
     failed = {row["id"]: row for row in rows if "error" in row}
     assert set(failed) == {"3.jpg", "gone.jpg", "7.jpg"} and "no such image" in failed["gone.jpg"]["error"]
@@ -150,7 +139,7 @@ def test_an_evaluation_writes_why_it_has_no_answer(tmp_path, capsys):
 def test_nothing_answered_is_an_error(tmp_path, capsys):
     assert main(evaluation(damaged(tmp_path, *range(12)), tmp_path), tmp_path) == 1
     assert "not one of 12 questions was answered; the first: " in capsys.readouterr().err
-    assert len(rows_of(tmp_path / "asked" / "predictions.jsonl")) == 12
+    assert len(json_lines(tmp_path / "asked" / "predictions.jsonl")) == 12
 
 
 def test_a_batch_that_cannot_be_answered_is_tried_one_by_one(tmp_path, monkeypatch):
@@ -163,10 +152,10 @@ def test_a_batch_that_cannot_be_answered_is_tried_one_by_one(tmp_path, monkeypat
 
     tree = evaluation(damaged(tmp_path), tmp_path)
     assert main(tree, tmp_path) == 0
-    whole = rows_of(tmp_path / "asked" / "predictions.jsonl")
+    whole = json_lines(tmp_path / "asked" / "predictions.jsonl")
     monkeypatch.setattr(EvaluationRunner, "_generate", generate)
     assert main(tree, tmp_path) == 0
-    rows = rows_of(tmp_path / "asked" / "predictions.jsonl")
+    rows = json_lines(tmp_path / "asked" / "predictions.jsonl")
     assert rows[2]["error"] == "cannot be used (RuntimeError: out of memory)"
     assert [row["prediction"] for row in rows] == [None if i == 2 else r["prediction"] for i, r in enumerate(whole)]
 
@@ -178,16 +167,10 @@ def test_a_killed_evaluation_leaves_the_rows_it_had(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) * 200))
     (tmp_path / "asked").mkdir()
     (tmp_path / "asked" / "scores.json").write_text("{}")  # of an earlier run
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "--cfg-path", str(tiny.write_yaml(tmp_path, tree))], cwd=tiny.ROOT,
-        stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    rows, deadline = tmp_path / "asked" / "predictions.jsonl", time.monotonic() + 200
-    while not (rows.exists() and rows.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    left = rows_of(rows)
+    run, rows = started(tree, tmp_path), tmp_path / "asked" / "predictions.jsonl"
+    assert run.until(lambda: rows.exists() and rows.read_bytes().count(b"\n") > 3)
+    run.kill()
+    left = json_lines(rows)
     assert 3 < len(left) < 2400 and left[1]["id"] == "1.jpg" and "error" in left[1]
     assert not (tmp_path / "asked" / "scores.json").exists()
 
@@ -196,13 +179,13 @@ def test_ranks_write_the_same_rows_and_one_file(tmp_path):
     tree = evaluation(damaged(tmp_path, 3, 8), tmp_path)
     (tmp_path / "asked").mkdir()
     (tmp_path / "asked" / "predictions_rank5.jsonl").write_text("{}\n")  # of an earlier run
-    two_ranks(tree, tmp_path)
-    two = rows_of(tmp_path / "asked" / "predictions.jsonl")
+    assert set(started(tree, tmp_path, 2).wait()) == {0}
+    two = json_lines(tmp_path / "asked" / "predictions.jsonl")
     assert [p.name for p in (tmp_path / "asked").glob("predictions*")] == ["predictions.jsonl"]
     assert [row["id"] for row in two] == [f"{i}.jpg" for rank in (0, 1) for i in range(rank, 12, 2)]
     assert json.loads((tmp_path / "asked" / "scores.json").read_text())["held"]["full"][""]["failed"] == 2
     assert main(tree, tmp_path) == 0
-    one = rows_of(tmp_path / "asked" / "predictions.jsonl")
+    one = json_lines(tmp_path / "asked" / "predictions.jsonl")
     assert sorted(one, key=lambda row: row["id"]) == sorted(two, key=lambda row: row["id"])
 
 
@@ -220,7 +203,7 @@ def test_rows_can_always_be_written(tmp_path):
     row = {"id": "caf\udce9.jpg", "dataset": "a", "condition": "full", "correct": None, "prediction": "\ud83d"}
     file.add(row)
     file.join([row])
-    assert rows_of(file.path) == [row] and read_rows(file.path) == [row]
+    assert json_lines(file.path) == [row] and read_rows(file.path) == [row]
 
 
 def test_failed_questions_are_told_beside_the_score():

@@ -215,7 +215,7 @@ def test_media_of_different_shapes_are_refused_before_training(tree, tmp_path, c
         assert train.main(["--cfg-path", config, *more]) == 1
         assert said in capsys.readouterr().err
     del tree["mixture"]
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--check"]) == 0
+    assert tiny.run(tmp_path, tree, "--check") == 0
 
 
 def test_a_shape_that_only_shows_while_reading_names_both_datasets(tmp_path):
@@ -252,10 +252,10 @@ def test_a_step_on_several_modalities_is_the_sum_of_its_samples(tree, tmp_path):
 def test_training_on_mixed_batches(tree, tmp_path):
     (tmp_path / "media" / "3.jpg").write_bytes(b"")
     tree["run"] |= {"max_steps": 8, "max_bad_share": 0.9, "num_workers": 1}
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert tiny.run(tmp_path, tree) == 0
+    lines = tiny.json_lines(tmp_path / "output" / "metrics.jsonl")
     assert {line["dataset"] for line in lines if line.get("split") == "train"} == {"mixed"}
-    entries = [json.loads(line) for line in (tmp_path / "output" / "ledger.jsonl").read_text().splitlines()]
+    entries = tiny.json_lines(tmp_path / "output" / "ledger.jsonl")
     assert entries and {entry["dataset"] for entry in entries} == {"images"}
     written = yaml.safe_load((tmp_path / "output" / "config.yaml").read_text())
     assert written["mixture"] == {"mode": "mixed", "batch_size": 6}

@@ -12,17 +12,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import train
 from chatbridge.common.batch import IGNORE
 from chatbridge.datasets.collate import Collator, Example, TokenBudget, first_fit
-from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny, toy_model
 from tests.datasets.test_collate import example
-from tests.datasets.tools import TOKENIZER, folder_set, names, shards, stream, take, write_folder, write_shards
+from tests.datasets.tools import folder_set, names, shards, stream, take, write_folder, write_shards
 
 SHAPES = {"image": (1, 3, 28, 28), "audio": (2, 32, 32)}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TOKENIZER)
 
 
 def test_first_fit():
@@ -191,7 +185,7 @@ def test_packing_draws_the_same_samples_as_not_packing(tmp_path):
 def test_bad_settings(tmp_path, capsys, keys, said):
     tree = tiny.make_config(tmp_path, max_steps=2)
     tree["datasets"]["images"] |= keys
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--check"]) == 1
+    assert tiny.run(tmp_path, tree, "--check") == 1
     assert said in capsys.readouterr().err
 
 

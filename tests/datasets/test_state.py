@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,12 +9,11 @@ import time
 import pytest
 import torch
 
-import train
-from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
+from chatbridge.common.checkpoint import find_latest, load_trainer
 from chatbridge.common.ledger import Ledger, LedgerEntry, join_counts
 from tests import tiny
 from tests.datasets.tools import folder_set, names, shards, stream, take, through_disk, write_folder, write_shards
-from tests.patience import PATIENCE
+from tests.processes import Run, arguments, assert_same
 
 
 def datasets(root, budget=None):
@@ -181,36 +177,16 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
             "builder": "webdataset", "folder": str(tmp_path / "tars"), "kind": "ti-cap", "access": access,
             "batch_size": 4, "shuffle": 5, "weight": 3.0,
         }  # fmt: skip
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    config = tiny.write_yaml(tmp_path, tree)
-    command = [sys.executable, "train.py", "--cfg-path", str(config), "--options"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def run(output, wait=True):
-        process = subprocess.Popen(
-            [*command, f"run.output_dir={output}"], cwd=tiny.ROOT, stderr=subprocess.PIPE, env=environment
-        )
-        return process.communicate(timeout=PATIENCE)[1] if wait else process
-
-    assert train.main([*command[2:], f"run.output_dir={whole}"]) == 0
-    process = run(parts, wait=False)
-    deadline = time.monotonic() + PATIENCE
-    while find_latest(parts) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    yaml, whole, parts = tiny.write_yaml(tmp_path, tree), tmp_path / "whole", tmp_path / "parts"
+    assert Run(whole, arguments(yaml, whole)).wait() == [0]
+    run = Run(parts, arguments(yaml, parts))
+    assert run.until(lambda: find_latest(parts))
+    run.kill()
     cut = load_trainer(find_latest(parts))["step"]
     assert cut < 14
-    said = run(parts).decode()
-    assert f"resumed at step {cut} of 14" in said
-
-    def rows(output):
-        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        return [[line[k] for k in ("step", "loss", "dataset", "tokens")] for line in lines]
-
-    assert rows(parts) == rows(whole)
-    one, two = load_weights(find_latest(whole)), load_weights(find_latest(parts))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    again = Run(parts, arguments(yaml, parts))
+    assert again.wait() == [0] and f"resumed at step {cut} of 14" in again.text()
+    assert_same(whole, parts)
     a, b = (load_trainer(find_latest(output))["reading"] for output in (whole, parts))
     assert a == b and a[0]["batches"]["cursors"]["far"].keys() == {0, 1}
 

@@ -380,7 +380,7 @@ def test_an_error_in_a_worker_is_one_clear_line(tmp_path, capsys):
     tree = tiny.make_config(tmp_path, max_steps=30, num_workers=2)
     for file in (tmp_path / "media").glob("*.jpg"):
         file.write_bytes(b"")
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 1
+    assert tiny.run(tmp_path, tree) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "10 samples in a row cannot be used" in lines[0]
 
@@ -405,7 +405,7 @@ def test_malformed_entries_are_refused_before_training_with_file_index_and_reaso
     tree = tiny.make_config(tmp_path, max_steps=2)
     file = Path(tree["datasets"]["images"]["annotations"])
     file.write_text(json.dumps([*json.loads(file.read_text()), entry]))
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 1
+    assert tiny.run(tmp_path, tree) == 1
     told = capsys.readouterr().err
     assert f"{file}: entry 12: " in told and said in told and "Traceback" not in told
     assert not (tmp_path / "output" / "metrics.jsonl").exists()

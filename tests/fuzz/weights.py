@@ -114,7 +114,7 @@ class Weights(Target):
 def _resume(resume: Callable[[], str], place: Path, must_tell: bool) -> None:
     """A checkpoint whose tensors were changed is not gone on from without a word."""
     resume()
-    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    events = tiny.json_lines(place / "events.jsonl")
     resumed = [event for event in events if event.get("event") == "resumed"]
     assert not (must_tell and resumed), "resumed from a damaged checkpoint"
 

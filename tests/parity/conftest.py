@@ -18,6 +18,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from chatbridge.processors.tokenizer import load_tokenizer
+
 DEFAULT_DIR = Path(__file__).parent.parent / "golden"
 
 
@@ -84,6 +86,11 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def golden_dir(request) -> Path:
     return _folder(request.config)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(golden_dir):
+    return load_tokenizer(golden_dir / "tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,8 @@ from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import tokenize
 from chatbridge.datasets.collate import Collator, Example
-from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks.base import Rendered
 from tests.variants import built
-
-
-@pytest.fixture(scope="module")
-def tokenizer(golden_dir):
-    return load_tokenizer(golden_dir / "tokenizer")
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import pickle
 
-import pytest
-
-from chatbridge.processors.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(golden_dir):
-    return load_tokenizer(golden_dir / "tokenizer")
-
 
 def test_ids(golden_json, tokenizer):
     case = golden_json("tokenizer_samples")

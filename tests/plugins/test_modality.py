@@ -43,7 +43,7 @@ def test_plan_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path, r
     tree["model"]["bridges"]["heat"]["projection_scale"] = "auto"
     status, told = run_plan(tree)
     assert status == 0 and told["steps"]["heat"]["flops_per_rank"]["bridges.heat.encoder"]["forward"] > 0
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    assert tiny.run(tmp_path, tree) == 0
     folder = find_latest(tmp_path / "output")
     assert any(name.startswith("bridges.heat.") for name in load_weights(folder))
 
@@ -52,7 +52,7 @@ def test_plan_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path, r
     tree["validation"] = {"heat": data | {"kind": "thermal-conv", "conditions": ["full", "no_heat"]}}
     tree["run"] = {"runner": "evaluation", "output_dir": str(tmp_path / "asked"), "device": "cpu", "max_new_tokens": 8}
     tree["run"]["conditions"] = {"no_heat": {"blank": ["thermal"]}}
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree, "ask.yaml"))]) == 0
+    assert tiny.run(tmp_path, tree) == 0
     scores = json.loads((tmp_path / "asked" / "scores.json").read_text())["heat"]
     assert scores["full"][""]["n"] == 12
     assert scores["full"][""]["value"] == 1.0  # two maps, two words: it can only be read off the map

@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-import train
 from chatbridge.common.checkpoint import find_latest, load_trainer, load_weights
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.weights import WeightsError
@@ -45,7 +44,7 @@ def tree_of(folder, part: str, **run) -> dict:
 
 
 def run(folder, tree, *more: str) -> int:
-    return train.main(["--cfg-path", str(tiny.write_yaml(folder, tree)), *more])
+    return tiny.run(folder, tree, *more)
 
 
 @pytest.fixture(scope="module", params=PARTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 from dataclasses import replace
 
@@ -29,7 +28,7 @@ from chatbridge.processors import (
     VideoProcessor,
 )
 from tests.media_files import tone, write_video
-from tests.tiny import BEATS, PERCEIVER, make_config, write_yaml
+from tests.tiny import BEATS, PERCEIVER, json_lines, make_config, write_yaml
 
 LEVEL = 1 / 255
 """What two roundings to 8 bits, of rows and of columns, can amount to at most."""
@@ -181,7 +180,7 @@ def test_a_run_learns_the_same_either_way(tmp_path):
         output = tmp_path / place
         options = ["--options", f"run.output_dir={output}"]
         assert train.main(["--cfg-path", str(write_yaml(tmp_path, tree)), *options]) == 0
-        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        rows = json_lines(output / "metrics.jsonl")
         losses[place] = torch.tensor([row["loss"] for row in rows if "loss" in row])
     assert len(losses["device"]) == 6
     torch.testing.assert_close(losses["device"], losses["worker"], atol=2e-3, rtol=0)

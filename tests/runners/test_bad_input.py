@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import train
 from tests import media_files, tiny
-from tests.patience import PATIENCE
+from tests.processes import Run
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def fails(tmp_path, capsys):
 
     def run(tree, *arguments: str) -> str:
         capsys.readouterr()
-        assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), *arguments]) == 1
+        assert tiny.run(tmp_path, tree, *arguments) == 1
         said = capsys.readouterr().err
         assert "Traceback" not in said
         return "\n".join(line for line in said.splitlines() if line.startswith("error:"))
@@ -111,8 +109,8 @@ def test_a_bad_picture_is_replaced_and_counted(tree, tmp_path, damage):
     BAD_MEDIA[damage](tmp_path / "media" / "3.jpg")
     del tree["datasets"]["sounds"]
     tree["run"] |= {"max_steps": 3, "max_bad_share": 0.5}
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
-    (row,) = [json.loads(line) for line in (tmp_path / "output" / "ledger.jsonl").read_text().splitlines()]
+    assert tiny.run(tmp_path, tree) == 0
+    (row,) = tiny.json_lines(tmp_path / "output" / "ledger.jsonl")
     assert row["dataset"] == "images" and row["sample_id"] == "3.jpg" and "3.jpg" in row["file"]
     assert row["replaced_by"] != "3.jpg" and row["reason"]
     last = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()[-1]
@@ -140,7 +138,7 @@ def test_a_caption_longer_than_the_limit_keeps_a_label(tree, tmp_path):
     (tmp_path / "long.json").write_text(json.dumps(entries))
     del tree["datasets"]["sounds"]
     tree["datasets"]["images"]["annotations"] = str(tmp_path / "long.json")
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    assert tiny.run(tmp_path, tree) == 0
     first = json.loads((tmp_path / "output" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["tokens"] == 4 * 32  # task.max_txt_len, all of it supervised
 
@@ -153,7 +151,7 @@ def test_a_dialogue_that_cannot_fit_is_refused_by_name(fails, tmp_path):
 
 
 def test_a_checkpoint_of_another_architecture(tree, fails, tmp_path):
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
+    assert tiny.run(tmp_path, tree) == 0
     tree["model"]["bridges"]["vision"]["perceiver"]["width"] = 64
     tree["model"]["bridges"]["vision"]["perceiver"]["num_queries"] = 8
     said = fails(tree)  # resume: auto finds the checkpoint of the run before
@@ -165,11 +163,9 @@ def test_a_checkpoint_of_another_architecture(tree, fails, tmp_path):
 
 def test_batch_size_that_two_ranks_cannot_share(tree, tmp_path):
     tree["datasets"]["images"]["batch_size"] = 3
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py"]
-    command += ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
-    assert "datasets.images.batch_size: 3 samples cannot be shared by 2 processes; take a multiple of 2" in done.stderr
+    run = Run(tmp_path / "output", ["--cfg-path", str(tiny.write_yaml(tmp_path, tree))], 2)
+    assert run.wait() == [1, 1]
+    assert "datasets.images.batch_size: 3 samples cannot be shared by 2 processes; take a multiple of 2" in run.text()
 
 
 def one_dataset(tree, tmp_path, name: str, kind: str, modality: str) -> None:
@@ -184,8 +180,8 @@ def one_dataset(tree, tmp_path, name: str, kind: str, modality: str) -> None:
 
 
 def replaced(tree, tmp_path) -> dict:
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 0
-    (row,) = [json.loads(line) for line in (tmp_path / "output" / "ledger.jsonl").read_text().splitlines()]
+    assert tiny.run(tmp_path, tree) == 0
+    (row,) = tiny.json_lines(tmp_path / "output" / "ledger.jsonl")
     return row
 
 

@@ -34,7 +34,7 @@ def check(tmp_path, capsys):
     def run(tree: dict, *more: str) -> tuple[int, str]:
         tree["run"].setdefault("output_dir", str(tmp_path / "out"))
         capsys.readouterr()
-        status = train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--check", *more])
+        status = tiny.run(tmp_path, tree, "--check", *more)
         said = capsys.readouterr().err
         assert "Traceback" not in said
         return status, "\n".join(line for line in said.splitlines() if line.startswith("error: "))
@@ -232,7 +232,7 @@ def test_a_plan_says_what_a_check_says(parts, tmp_path, capsys):
     tree = copy.deepcopy(parts["captions"])
     tree["run"] |= {"betas": [0.9, 0.999], "compile": "inducktor", "output_dir": "/dev/null/out"}
     tree["datasets"]["images"]["weight"] = tree["datasets"]["sounds"]["weight"] = 0
-    status = train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree)), "--plan", "--json"])
+    status = tiny.run(tmp_path, tree, "--plan", "--json")
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert status == 1
     for said in ("no backend is called 'inducktor'", "/dev/null is no folder", "weights must not be negative"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ import pytest
 from chatbridge.common.checkpoint import find_latest, load_trainer
 from tests import tiny
 from tests.patience import PATIENCE
-from tests.processes import Run, events, metrics
-from tests.runners.test_resume import arguments, assert_same, metrics_so_far, prepare
+from tests.processes import Run, arguments, assert_same, events, free_port, metrics
+from tests.runners.tools import metrics_so_far, prepare
 
 STEPS = 60
 
@@ -39,7 +38,7 @@ class Agents:
     def __init__(self, folder: Path, yaml: Path, output: Path, nodes: int = 1, per_node: int = 1, *options: str):
         self.folder, self.output, self.nodes, self.per_node = folder, output, nodes, per_node
         self.training = [str(tiny.ROOT / "train.py"), *arguments(yaml, output, *options)]
-        self.port = _free_port()
+        self.port = free_port()
         self.agents: dict[int, subprocess.Popen] = {}
         for node in range(nodes):
             self.start(node)
@@ -109,12 +108,6 @@ class Agents:
         for node, agent in self.agents.items():
             if agent.poll() is None:
                 self.kill(node)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,11 @@ from chatbridge.runners.step import OptimizerStep
 from chatbridge.runners.watchdog import Watchdog
 from tests import tiny
 from tests.patience import PATIENCE
-from tests.processes import Run, events, metrics
+from tests.processes import Run, arguments, events, metrics
 
 
 def prepare(folder, **run):
     return tiny.write_yaml(folder, tiny.make_config(folder, **run))
-
-
-def arguments(yaml, output, *options: str) -> list[str]:
-    return ["--cfg-path", str(yaml), "--options", f"run.output_dir={output}", *options]
 
 
 def spoil(*steps: int, rank: int | None = None, value: float = float("nan")):

@@ -131,7 +131,7 @@ def test_workers_that_cannot_be_started(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(reading, "Lock", full)
-    assert train.main(["--cfg-path", str(tiny.write_yaml(tmp_path, tree))]) == 1
+    assert tiny.run(tmp_path, tree) == 1
     said = capsys.readouterr().err
     assert "run.num_workers: 1 workers cannot be started, /dev/shm is full" in said and "Traceback" not in said
 

@@ -110,7 +110,7 @@ class TestCommand:
 
     def test_our_own_checkpoint_by_the_yaml_beside_it(self, files, capsys):
         folder, tree = files
-        assert train.main(["--cfg-path", str(tiny.write_yaml(folder, tree))]) == 0
+        assert tiny.run(folder, tree) == 0
         capsys.readouterr()
         assert main(["inspect", str(folder / "output")]) == 0
         assert "checkpoint of this project" in capsys.readouterr().out

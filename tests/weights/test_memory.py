@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.patience import PATIENCE
+from benchmarks import load_weights
 from tests.tiny import ROOT
 
 
@@ -22,12 +20,10 @@ from tests.tiny import ROOT
     ],
     ids=["safetensors", "bin"],
 )
-def test_no_second_copy(arguments):
+def test_no_second_copy(arguments, capsys, monkeypatch):
     """A LLaMA of 421 MB with tensors of 8 MB at most: the peak is the model and a window of the file."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "load_weights.py"), "--vocabulary", "4000", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert load_weights.main(["--vocabulary", "4000", *arguments]) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert figures["model_mb"] == pytest.approx(421.2, abs=0.1) and figures["finite"]
     assert figures["ratio"] <= 1.15, figures
