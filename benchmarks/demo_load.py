@@ -1,6 +1,6 @@
 """The page under load: ``python -m benchmarks.demo_load --seconds 120``.
 
-Starts ``demo.py`` as a process of its own and lets several visitors talk to it at once over loopback, each with
+Starts ``demo.py`` as a process of its own and lets several users talk to it at once over loopback, each with
 gradio's own client, about media of their own. Every answer is compared with what the model says to the same questions
 when nobody else is there; the server's memory is looked at every second. Prints figures, and ends with status 1 when
 anything went wrong. Seconds until the page can be used are measured before the load begins: until it is served, and,
@@ -39,12 +39,12 @@ ROOT = Path(__file__).parent.parent
 MIB = 2**20
 COLOURS = ("red", "blue", "green", "yellow", "white", "purple", "orange", "cyan")
 ROUNDS = 4
-"""Conversations of a visitor before another one comes in its place."""
+"""Conversations of a user before another one comes in its place."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a visitor does, and what must come of it.
+    """What a user does, and what must come of it.
 
     Attributes:
         picture, sound: its media. answers: to both of them, to a further question, and to that without the picture.
@@ -58,7 +58,7 @@ class Script:
 
 
 def write_scripts(engine: Engine, folder: Path, count: int) -> list[Script]:
-    """Media for so many visitors, none like another, and what the model says about them when it is alone."""
+    """Media for so many users, none like another, and what the model says about them when it is alone."""
     scripts = []
     for number in range(count):
         picture, sound = folder / f"{number}.png", folder / f"{number}.wav"
@@ -101,7 +101,7 @@ class Load:
 
 
 def run(address: str, server: int, scripts: list[Script], seconds: float) -> Load:
-    """Visitors, one for each script, for so long.
+    """Users, one for each script, for so long.
 
     Args:
         address: of the page. server: its process.
@@ -252,7 +252,7 @@ def report(
     ordered = sorted(load.seconds)
     memory = [pss / MIB for _, pss in load.memory]
     return {
-        "visitors": len(scripts),
+        "users": len(scripts),
         "different sets of answers": len({script.answers for script in scripts}),
         "answers": load.answers,
         "wrong answers": load.wrong[:5] or 0,

@@ -54,7 +54,5 @@ def to_settings(sliders: Sequence[SliderSpec], values: Sequence[float | None]) -
     *numbers, seed = values
     for control, value in zip(sliders, numbers, strict=True):
         value = control.value if value is None else value
-        if not control.low <= value <= control.high:
-            raise ValueError(f"{control.label} is {value:g}; take {control.low:g} to {control.high:g}")
         chosen[control.name] = int(value) if control.step == 1 else float(value)
     return GenerationSettings(**chosen, seed=None if seed is None or seed < 0 else int(seed))

@@ -21,6 +21,8 @@ LOOK_SECONDS = 30.0
 
 _BLOCK = 2**20
 
+MODALITY_WORDS = {"image": "a picture", "video": "a video", "audio": "a sound"}
+
 MediaSource = Source | bytes | Image.Image
 """A file or folder, bytes, or a picture in memory."""
 
@@ -123,11 +125,8 @@ def guess_modality(source: Source, known: Sequence[str]) -> str:
         if found is None:
             raise MediaError(name_of(source), "holds no picture, video or sound that can be read; say what it is")
     if found not in known:
-        raise MediaError(name_of(source), f"is {_WORDS[found]}; this model knows {', '.join(sorted(known))}")
+        raise MediaError(name_of(source), f"is {MODALITY_WORDS[found]}; this model knows {', '.join(sorted(known))}")
     return found
-
-
-_WORDS = {"image": "a picture", "video": "a video", "audio": "a sound"}
 
 
 def _content(source: Source) -> str | None:

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from PIL import Image, UnidentifiedImageError
 
-from chatbridge.inference.attachments import LOOK_SECONDS, MediaSource, as_source
+from chatbridge.inference.attachments import LOOK_SECONDS, MODALITY_WORDS, MediaSource, as_source
 from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading, reason_of
 from chatbridge.processors.containers import (
     NO_DECODER,
@@ -115,8 +115,9 @@ class MediaLimits:
         except MediaError as error:  # without the folder, which clients must not see
             raise type(error)(name, error.reason) from error
         if modality not in (None, found.kind) and not (modality == "audio" and found.sound):
-            wanted = "has no sound" if (found.kind, modality) == ("video", "audio") else f"not {_WORDS[modality]}"
-            raise MediaError(name, f"is {_WORDS[found.kind]} and {wanted}")
+            silent = (found.kind, modality) == ("video", "audio")
+            problem = "has no sound" if silent else f"not {MODALITY_WORDS[modality]}"
+            raise MediaError(name, f"is {MODALITY_WORDS[found.kind]} and {problem}")
         return found
 
     def _look(self, source: Source, name: str, modality: str | None) -> MediaInfo:
@@ -254,9 +255,6 @@ def _packets(container: InputContainer, tracks: list[Stream]) -> Iterator[av.Pac
     """Packets up to the first that is damaged: what becomes of such a file is for its decoder to say."""
     with suppress(av.FFmpegError):
         yield from container.demux(tracks)
-
-
-_WORDS = {"image": "a picture", "video": "a video", "audio": "a sound"}
 
 
 def _mib(size: int) -> str:

@@ -74,8 +74,9 @@ class PromptWriter:
         most = CHARACTERS_PER_TOKEN * max(1, limit)  # longer texts cannot fit; their tokens are not counted
         if len(newest.text) > most:
             raise ValueError(f"a text of {len(newest.text):,} characters cannot fit into {limit} positions; shorten it")
-        too_long = (n for n in range(len(exchanges) - 1, -1, -1) if _characters(exchanges[n]) > most)
-        first = min(next(too_long, -1) + 1, len(exchanges) - 1)
+        first, characters = len(exchanges) - 1, len(newest.text)
+        while first and (characters := characters + _characters(exchanges[first - 1])) <= most:
+            first -= 1
         positions, media = self.write(exchanges[first:])
         if len(positions) <= limit:
             return Prompt(positions, media, first)

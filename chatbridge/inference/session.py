@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from chatbridge.inference import transcript
 from chatbridge.inference.attachments import MediaSource, Medium
@@ -79,6 +79,19 @@ class ReplyStream:
         return self._reply
 
 
+class MediaArguments(TypedDict, total=False):
+    """Media of a question: `images`, `videos` and `audios`, then `media`, whose kinds are detected from their content.
+
+    `sound`: whether the sound of videos is heard, too; None: where there is one and the model can hear; True insists.
+    """
+
+    images: Iterable[MediaSource | Medium]
+    videos: Iterable[MediaSource | Medium]
+    audios: Iterable[MediaSource | Medium]
+    media: Iterable[MediaSource | Medium]
+    sound: bool | None
+
+
 class ChatSession:
     """One conversation. Answers are given one at a time; other sessions may share the engine.
 
@@ -105,67 +118,37 @@ class ChatSession:
         return [medium for turn in self.turns for medium in turn.media]
 
     def say(
-        self,
-        text: str = "",
-        *,
-        images: Iterable[MediaSource | Medium] = (),
-        videos: Iterable[MediaSource | Medium] = (),
-        audios: Iterable[MediaSource | Medium] = (),
-        media: Iterable[MediaSource | Medium] = (),
-        sound: bool | None = None,
-        settings: GenerationSettings | None = None,
+        self, text: str = "", *, settings: GenerationSettings | None = None, **shown: Unpack[MediaArguments]
     ) -> Reply:
         """Ask, and wait for the answer.
 
         Args:
-            text: the question.
-            images, videos, audios: shown before it, in this order.
-            media: more to show, in any order; what each is is found out from its content.
-            sound: let the sound of videos be heard, too; None where there is one and the model can hear, True insists.
+            text: the question. shown: media before it, see `MediaArguments`.
 
         Raises:
             MediaError: a medium that cannot be used; the conversation is then as before.
             ValueError: neither text nor media, or a question that does not fit into the context.
         """
-        return self.stream(
-            text, images=images, videos=videos, audios=audios, media=media, sound=sound, settings=settings
-        ).reply
+        return self.stream(text, settings=settings, **shown).reply
 
     def stream(
-        self,
-        text: str = "",
-        *,
-        images: Iterable[MediaSource | Medium] = (),
-        videos: Iterable[MediaSource | Medium] = (),
-        audios: Iterable[MediaSource | Medium] = (),
-        media: Iterable[MediaSource | Medium] = (),
-        sound: bool | None = None,
-        settings: GenerationSettings | None = None,
+        self, text: str = "", *, settings: GenerationSettings | None = None, **shown: Unpack[MediaArguments]
     ) -> ReplyStream:
         """As `say`, piece by piece; nothing is computed before the first piece is requested."""
-        shown = self.attach(images=images, videos=videos, audios=audios, media=media, sound=sound)
-        return self._ask([*self.turns, _exchange(text, shown)], settings)
+        return self._ask([*self.turns, _exchange(text, self.attach(**shown))], settings)
 
-    def attach(
-        self,
-        *,
-        images: Iterable[MediaSource | Medium] = (),
-        videos: Iterable[MediaSource | Medium] = (),
-        audios: Iterable[MediaSource | Medium] = (),
-        media: Iterable[MediaSource | Medium] = (),
-        sound: bool | None = None,
-    ) -> list[Medium]:
-        """Media to hand to `say`, with a video's sound behind it. Arguments and errors are those of `say`."""
-        engine = self.engine
-        shown = [engine.medium(source, "image") for source in images]
-        for source in videos:
-            shown += engine.video(source, sound)
-        shown += [engine.medium(source, "audio") for source in audios]
-        for source in media:
+    def attach(self, **shown: Unpack[MediaArguments]) -> list[Medium]:
+        """Media to hand to `say`, a video's sound behind it. Arguments and errors are those of `say`."""
+        engine, sound = self.engine, shown.get("sound")
+        attached = [engine.medium(source, "image") for source in shown.get("images", ())]
+        for source in shown.get("videos", ()):
+            attached += engine.video(source, sound)
+        attached += [engine.medium(source, "audio") for source in shown.get("audios", ())]
+        for source in shown.get("media", ()):
             medium = engine.medium(source)
-            made_here = not isinstance(source, Medium)
-            shown += engine.video(medium, sound) if made_here and medium.modality == "video" else [medium]
-        return shown
+            with_sound = medium.modality == "video" and not isinstance(source, Medium)
+            attached += engine.video(medium, sound) if with_sound else [medium]
+        return attached
 
     def regenerate(self, settings: GenerationSettings | None = None) -> Reply:
         """Answer the last question once more, instead of the answer it has.

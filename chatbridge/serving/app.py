@@ -337,4 +337,4 @@ def _usage(end: AnswerEnd) -> Usage:
 
 
 def _extras(end: AnswerEnd) -> ChatBridgeFields:
-    return ChatBridgeFields(seed=end.reply.seed, dropped_turns=end.dropped, remarks=end.reply.remarks)
+    return ChatBridgeFields(seed=end.reply.seed, dropped_turns=end.dropped_turns, remarks=end.reply.remarks)

@@ -26,9 +26,6 @@ from chatbridge.serving.protocol import (
     VideoPart,
 )
 
-MAX_TURNS, CHARACTERS_PER_POSITION = 128, 16
-"""Older turns and further text are dropped before tokens are counted: they cannot fit, and counting them is slow."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRequest:
@@ -36,7 +33,6 @@ class ParsedRequest:
 
     Attributes:
         turns: the conversation, whose last question is to be answered.
-        dropped: how many older turns were left out already.
         settings, stops: of generation, and texts that end the answer.
         owner: of the request; what is read for one owner is not reused for another.
     """
@@ -44,7 +40,6 @@ class ParsedRequest:
     turns: list[Exchange]
     settings: GenerationSettings
     stops: tuple[str, ...] = ()
-    dropped: int = 0
     owner: str = ""
 
 
@@ -86,9 +81,7 @@ class RequestParser:
                 system = []
         if not turns or turns[-1].answer is not None:
             raise _wrong("messages", "the last message must be the user's; answers are not continued")
-        kept = self._newest(turns)
-        left_out = len(turns) - len(kept)
-        return ParsedRequest(turns=kept, settings=settings, stops=request.stops, dropped=left_out, owner=owner)
+        return ParsedRequest(turns=turns, settings=settings, stops=request.stops, owner=owner)
 
     def _check_count(self, request: ChatRequest) -> None:
         users = [message for message in request.messages if isinstance(message, UserMessage)]
@@ -190,16 +183,6 @@ class RequestParser:
         for place in places:
             source, reason = source.replace(place, ""), reason.replace(place, "")
         return type(error)(source, reason)
-
-    def _newest(self, turns: list[Exchange]) -> list[Exchange]:
-        """The turns that may fit into the prompt; the last in any case."""
-        characters, kept = CHARACTERS_PER_POSITION * self.engine.task.max_txt_len, 0
-        for turn in reversed(turns[-MAX_TURNS:]):
-            characters -= len(turn.text) + len(turn.answer or "")
-            if characters < 0 and kept:
-                break
-            kept += 1
-        return turns[-kept:]
 
 
 def _joined(parts: Sequence[TextPart]) -> str:

@@ -27,7 +27,7 @@ class AnswerEnd:
 
     reply: Reply
     finish: str
-    dropped: int
+    dropped_turns: int = 0
 
 
 class QueueSlot:
@@ -98,7 +98,7 @@ class AnswerJob:
     def _answer(self) -> None:
         request, engine = self.request, self.parser.engine
         if self._cancelled:
-            return self._put(AnswerEnd(Reply(finish="cancelled"), "length", request.dropped))
+            return self._put(AnswerEnd(Reply(finish="cancelled"), "length"))
         try:
             prompt = engine.prompt(request.turns, request.settings)
         except ValueError as error:
@@ -116,7 +116,7 @@ class AnswerJob:
             "answered: %d positions (%d of them reused), %d tokens in %.2f s, %s",
             reply.prompt_positions, reply.reused_positions, len(reply.token_ids), reply.seconds, reply.finish,
         )  # fmt: skip
-        self._put(AnswerEnd(reply, finish, request.dropped + prompt.dropped))
+        self._put(AnswerEnd(reply, finish, prompt.dropped))
         return None
 
     def _generate(self, session: ChatSession, turns: list[Exchange]) -> tuple[Reply, str]:

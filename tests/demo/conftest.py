@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.demo.tools import Visitor
+from tests.demo.tools import User
 
 
 @pytest.fixture
-def visitor(running):
-    return Visitor(running)
+def user(running):
+    return User(running)

@@ -1,4 +1,4 @@
-"""The real page in Debian's Chromium: what a visitor does, what it looks like, and what it loads."""
+"""The real page in Debian's Chromium: what a user does, what it looks like, and what it loads."""
 
 from __future__ import annotations
 

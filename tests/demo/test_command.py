@@ -1,4 +1,4 @@
-"""``python demo.py`` as a process: eight visitors at once, its end in the middle of an answer, and what it says when it
+"""``python demo.py`` as a process: eight users at once, its end in the middle of an answer, and what it says when it
 cannot begin."""
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def end(running: SimpleNamespace) -> None:
         httpx.get(running.address)
 
 
-def test_eight_visitors_at_once(tmp_path):
+def test_eight_users_at_once(tmp_path):
     with server(tmp_path) as running:
         scripts = demo_load.write_scripts(Engine.load(running.config, device="cpu"), tmp_path, 8)
         load = demo_load.run(running.address, running.process.pid, scripts, 5.0)

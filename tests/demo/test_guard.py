@@ -15,7 +15,7 @@ from chatbridge.demo.gateway import COOKIE
 from chatbridge.inference.limits import MediaLimits
 from chatbridge.web import connections
 from chatbridge.web.access import AccessOptions
-from tests.demo.tools import Browser, Visitor, alone, page, slowly
+from tests.demo.tools import Browser, User, alone, page, slowly
 from tests.patience import until
 
 ASK = [{"text": "what?", "files": []}, 1, 0, 1, 0, 1, 1, -1]
@@ -177,7 +177,7 @@ class TestCalls:
         assert "what \ufffd?" in str(browser.last()["data"][0][0])
         browser.close()
 
-    def test_one_visitor_has_half_of_the_places(self, engine, running):
+    def test_one_user_has_half_of_the_places(self, engine, running):
         first, second = Browser(running, "many"), Browser(running, "one")
         assert dict(first.http.cookies) != dict(second.http.cookies)
         with slowly(engine, 0.1):
@@ -213,9 +213,9 @@ class TestShares:
 
     @pytest.mark.parametrize("own", [False, True])
     def test_made_up_pages_end_nobodys_conversation(self, engine, running, monkeypatch, own):
-        """Neither from elsewhere nor from the visitor's own address, where the browser's cookie tells them apart."""
+        """Neither from elsewhere nor from the user's own address, where the browser's cookie tells them apart."""
         monkeypatch.setattr(conversation_store, "MAX_CONVERSATIONS", 8)
-        victim = Visitor(running)
+        victim = User(running)
         assert victim.ask("what is it?").answer
         with at("127.0.0.1" if own else "127.0.0.2", running) as attacker:
             for number in range(30):
@@ -248,8 +248,8 @@ class TestShares:
         try:
             for one in sockets:
                 one.sendall(f"{head}Content-Length: 300000\r\n\r\n--x\r\n".encode())
-            with at("127.0.0.6", running) as visitor:
-                assert visitor.post("gradio_api/upload", files={"files": ("a.png", data)}).status_code == 200
+            with at("127.0.0.6", running) as user:
+                assert user.post("gradio_api/upload", files={"files": ("a.png", data)}).status_code == 200
         finally:
             for one in sockets:
                 one.close()

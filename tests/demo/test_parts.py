@@ -1,4 +1,4 @@
-"""Parts of the page on their own: files, visitors, previews, examples, settings."""
+"""Parts of the page on their own: files, users, previews, examples, settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_only_uploads_are_taken(store, tmp_path):
     assert store.take(kept, other) != kept and kept.exists()
 
 
-def test_visitors_make_room_and_give_memory_back(engine, store, monkeypatch):
+def test_users_make_room_and_give_memory_back(engine, store, monkeypatch):
     monkeypatch.setattr(conversation_store, "MAX_CONVERSATIONS", 3)
     monkeypatch.setattr(conversation_store, "MAX_CACHED", 1)
     conversations = ConversationStore([engine], store, kept_seconds=0.0)
@@ -168,7 +168,7 @@ def test_settings_have_ranges_that_fit_the_model(engine):
     usual = generation_controls.to_settings(sliders, [*values, -1])
     assert usual == GenerationSettings(max_new_tokens=engine.answer_length(GenerationSettings()))
     assert generation_controls.to_settings(sliders, [*values, 5]).seed == 5
-    with pytest.raises(ValueError, match="Top p is 7; take 0.05 to 1"):
+    with pytest.raises(ValueError, match="top_p is 7"):
         generation_controls.to_settings(sliders, [7 if one.name == "top_p" else one.value for one in sliders] + [-1])
 
 

@@ -1,4 +1,4 @@
-"""Bad files, bad requests, visitors who vanish, and the server's own end: a clear message, and life goes on."""
+"""Bad files, bad requests, users who vanish, and the server's own end: a clear message, and life goes on."""
 
 from __future__ import annotations
 
@@ -72,27 +72,27 @@ def bad_files(folder: Path) -> dict[Path, str]:
     }
 
 
-def test_files_that_are_not_what_they_seem(engine, running, files, visitor, tmp_path):
+def test_files_that_are_not_what_they_seem(engine, running, files, user, tmp_path):
     for file, message in bad_files(tmp_path).items():
-        shown = visitor.ask("what is it?", file, files["a.png"])
+        shown = user.ask("what is it?", file, files["a.png"])
         assert shown.wrong and message in shown.status and str(running.conversations.store.root) not in shown.status
         assert shown.messages == [] and shown.typed["text"] == "what is it?"
         assert [Path(kept["path"]).name for kept in shown.typed["files"]] == ["a.png"]
-    assert visitor.ask("what is it?", files["a.png"]).answer == alone(engine, ("what is it?", [files["a.png"]]))[0]
+    assert user.ask("what is it?", files["a.png"]).answer == alone(engine, ("what is it?", [files["a.png"]]))[0]
 
 
-def test_the_content_decides_and_not_the_name(engine, visitor, files, tmp_path):
+def test_the_content_decides_and_not_the_name(engine, user, files, tmp_path):
     renamed = tmp_path / "loud.txt"
     renamed.write_bytes(files["loud.mp4"].read_bytes())
-    shown = visitor.ask("what is it?", renamed)
+    shown = user.ask("what is it?", renamed)
     assert shown.answer == alone(engine, ("what is it?", [files["loud.mp4"]]))[0]
     assert "video.mp4" in shown.markup(0) and "loud.txt" in shown.markup(0)
 
 
-def test_too_much_at_once(engine, running, visitor, files):
-    long = visitor.ask("x" * 10_000_000)
+def test_too_much_at_once(engine, running, user, files):
+    long = user.ask("x" * 10_000_000)
     assert long.wrong and "10,000,000 characters cannot fit" in long.status and len(long.typed["text"]) == 10_000_000
-    many = visitor.ask("what?", *[files["a.png"]] * 7)
+    many = user.ask("what?", *[files["a.png"]] * 7)
     assert many.wrong and "7 media: are more than the 6" in many.status
     browser = Browser(running, "flood")
     big = browser.upload(("big.wav", bytes(2**20 + 1)))
@@ -108,7 +108,7 @@ def test_too_much_at_once(engine, running, visitor, files):
     with pytest.raises(httpx.HTTPError):  # no length is announced
         httpx.post(join, content=endless(), timeout=PATIENCE).raise_for_status()
     browser.close()
-    assert visitor.ask("still there?").answer == alone(engine, ("still there?", []))[0]
+    assert user.ask("still there?").answer == alone(engine, ("still there?", []))[0]
 
 
 def test_names_cannot_lead_elsewhere(running, files, tmp_path):
@@ -127,9 +127,9 @@ def test_names_cannot_lead_elsewhere(running, files, tmp_path):
     browser.close()
 
 
-def test_files_are_seen_by_those_who_know_their_address_only(running, files, visitor):
-    visitor.ask("what?", files["a.png"])
-    conversation = running.conversations.find(visitor.name)
+def test_files_are_seen_by_those_who_know_their_address_only(running, files, user):
+    user.ask("what?", files["a.png"])
+    conversation = running.conversations.find(user.name)
     browser = Browser(running, "spy")
     stolen = next(conversation.folder.rglob("a.png"))
     browser.ask("what is it?", str(stolen))
@@ -155,7 +155,7 @@ def test_files_are_seen_by_those_who_know_their_address_only(running, files, vis
     browser.close()
 
 
-def test_a_visitor_who_vanishes_in_an_answer(engine, running, visitor, files):
+def test_a_user_who_vanishes_in_an_answer(engine, running, user, files):
     browser = Browser(running, "vanishing").open()
     with slowly(engine, 0.1):
         browser.ask("what is it?", *browser.upload(("a.png", files["a.png"].read_bytes())).json())
@@ -166,7 +166,7 @@ def test_a_visitor_who_vanishes_in_an_answer(engine, running, visitor, files):
             assert folder.exists()
         browser.close()
         until(lambda: not conversation.busy)
-    assert visitor.ask("hello?").answer == alone(engine, ("hello?", []))[0]
+    assert user.ask("hello?").answer == alone(engine, ("hello?", []))[0]
     until(lambda: running.conversations.find("vanishing") is None)
     assert not folder.exists()
 

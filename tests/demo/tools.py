@@ -1,4 +1,4 @@
-"""The page for tests: served in the test's own process on a tiny model, and visitors without a browser."""
+"""The page for tests: served in the test's own process on a tiny model, and users without a browser."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def alone(engine: Engine, *turns: tuple[str, Sequence[Path]]) -> list[str]:
 
 @dataclass
 class Shown:
-    """What a visitor sees after an event.
+    """What a user sees after an event.
 
     Attributes:
         chats: of every model, the messages. box: the text box's update. numbers, seen: media, and those not muted.
@@ -106,7 +106,7 @@ def text_of(message: dict) -> str:
     return "".join(view.unescape(part["text"]) for part in message["content"] if part["type"] == "text")
 
 
-class Visitor:
+class User:
     """Somebody with gradio's own client."""
 
     def __init__(self, running: RunningDemo):

@@ -171,7 +171,7 @@ class Requests(Target):
         return [{"text": "what?", "files": rng.choice(([], [], [file]))}, 8, 0, 1, 0, 1, 1, -1]
 
     def _event(self, rng: random.Random) -> dict[str, Any]:
-        """An event of the page with odd values, a file of a visitor's among them perhaps."""
+        """An event of the page with odd values, perhaps with a user's file among them."""
         name = rng.choice(("ask", "ask", "ask", "ask", *self.browser.functions))
         asked = self._asked(rng)
         if rng.random() < 0.4:

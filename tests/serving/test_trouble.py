@@ -14,6 +14,7 @@ import pytest
 from chatbridge.inference import ChatSession, Engine
 from chatbridge.serving import ServingOptions
 from chatbridge.serving.errors import ApiError
+from chatbridge.serving.messages import RequestParser
 from chatbridge.serving.protocol import read_request
 from chatbridge.web import connections
 from tests.inference.tools import SHORT
@@ -295,13 +296,9 @@ class TestOurOwnFailures:
         def fail(*_):
             raise RuntimeError("a secret place: /home/somebody/model.bin")
 
-        for place in (
-            (engine.model.llm, "step"),
-            (engine.prompt_format, "segments"),
-            (served.endpoint.parser, "_newest"),
-        ):
+        for place in ((engine.model.llm, "step"), (engine.prompt_format, "segments"), (RequestParser, "parse")):
             with monkeypatch.context() as patched:
-                patched.setattr(type(place[0]) if place[1] == "_newest" else place[0], place[1], fail)
+                patched.setattr(*place, fail)
                 response = http("POST", f"{served.url}/v1/chat/completions", json=ASKED)
             assert response.status_code == 500
             assert response.json()["error"]["code"] == "internal_error" and "secret" not in response.text
