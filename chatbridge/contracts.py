@@ -232,7 +232,7 @@ class Processor(Protocol):
 
 
 class Task(Protocol):
-    """Built as ``Task(config)``: from a record to pieces of text and media slots. `chatbridge.tasks.base.Task` has
+    """Built as ``Task(config)``: from a record to pieces of text and media slots. `chatbridge.tasks.base.BaseTask` has
     usual forms of all but `render`.
 
     Attributes:
@@ -250,9 +250,9 @@ class Task(Protocol):
         ...
 
     def render(
-        self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None, open: bool, /
+        self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None, prompt_only: bool, /
     ) -> Rendered:
-        """One sample; without `rng` nothing is drawn, `item` picks a question, `open` leaves the answer out."""
+        """One sample; without `rng` nothing is drawn, `item` picks a question, `prompt_only` omits the answer."""
         ...
 
     def items(self, record: Record, kind: TaskKind, /) -> Sequence[int | None]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chatbridge import register_all
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.schema import ConfigError
-from chatbridge.contracts import Processor
+from chatbridge.contracts import Processor, Task
 from chatbridge.conversation import PromptFormat
 from chatbridge.inference.attachments import MediaSource, Medium, guess_modality, video_sound_problem
 from chatbridge.inference.prefix_cache import PrefixCache
@@ -29,7 +29,6 @@ from chatbridge.processors.base import MediaError, reading
 from chatbridge.processors.containers import NO_SOUND
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly
-from chatbridge.tasks.base import Task
 
 logger = logging.getLogger("chatbridge")
 

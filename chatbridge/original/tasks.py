@@ -17,7 +17,7 @@ from chatbridge.datasets.dialogues import TAGS, DialogueMaker
 from chatbridge.datasets.records import Record, is_blank, is_missing
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.tasks.alignment import AlignmentConfig, AlignmentTask
-from chatbridge.tasks.base import Rendered, Task
+from chatbridge.tasks.base import BaseTask, Rendered
 from chatbridge.tasks.instruction import InstructionConfig, InstructionTask
 
 PREFIXES = ("ti", "tv", "ta", "tva")
@@ -91,7 +91,7 @@ class OriginalCollator(Collator):
         return batch
 
 
-class OriginalTask(Task):
+class OriginalTask(BaseTask):
     """What both stages have in common."""
 
     fit = staticmethod(cut_at)

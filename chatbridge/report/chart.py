@@ -6,7 +6,7 @@ readable on a telephone as on a wall.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -41,6 +41,10 @@ class Line:
     series: Series
     colour: int = 0
     smooth: bool = True
+
+    @property
+    def style(self) -> str:
+        return colour_class(self.colour)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,13 @@ def _legend(chart: Chart, curves: list[_Curve]) -> Html:
     for curve in curves:
         value = data(curve.summary.last, chart.text(curve.summary.last))
         items.append(
-            tag("li", tag("i", class_=_colour(curve.line)), tag("span", curve.line.name, class_="name"), " ", value)
+            tag(
+                "li",
+                tag("i", class_=curve.line.style),
+                tag("span", curve.line.name, class_="name"),
+                " ",
+                value,
+            )
         )
     return tag("ul", *items, class_="legend", aria_label="last logged values")
 
@@ -155,9 +165,9 @@ def _plot(chart: Chart, curves: list[_Curve], across: Axis, up: Axis, marks: Seq
         parts.append(tag("path", tag("title", mark.text), class_=f"mark {mark.kind}", d=f"M{x} 0v{HEIGHT}"))
     for curve in curves:
         if curve.line.smooth:
-            parts.append(tag("path", class_=f"raw {_colour(curve.line)}", d=_path(*curve.raw, across, up)))
+            parts.append(tag("path", class_=f"raw {curve.line.style}", d=_path(*curve.raw, across, up)))
     for curve in curves:
-        shape = f"line {_colour(curve.line)}"
+        shape = f"line {curve.line.style}"
         parts.append(tag("path", class_=shape, d=_path(*curve.main, across, up), data_name=curve.line.name))
         gone = [_x(across, step) for step in curve.summary.broken[:2000]]
         if gone:
@@ -274,5 +284,12 @@ def _y(up: Axis, value: float) -> int:
     return round((1 - float(up.place(np.array(value)))) * HEIGHT)
 
 
-def _colour(line: Line) -> str:
-    return f"c{line.colour % COLOURS}" + (" dashed" if line.colour >= COLOURS else "")
+def colour_class(index: int) -> str:
+    """The style of a line or dataset by its number."""
+    return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
+
+
+def grid(charts: Iterable[Html | None]) -> Html | None:
+    """Charts side by side; None where none has anything to draw."""
+    drawn = [chart for chart in charts if chart]
+    return tag("div", *drawn, class_="grid") if drawn else None

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chatbridge.report.chart import COLOURS, AxisScale, Chart, Line, draw
+from chatbridge.report.chart import AxisScale, Chart, Line, colour_class, draw, grid
 from chatbridge.report.figures import Figures
 from chatbridge.report.formatting import clock, percent, rounded
 from chatbridge.report.markup import Html, data, join, table, tag
@@ -169,38 +169,23 @@ def render_comparison(runs: Sequence[Run], names: Sequence[str], now: datetime) 
     ]  # fmt: skip
     sections = [
         ("Figures", "figures", _figures(figures, names)),
-        ("Training loss", "loss", _grid(losses)),
-        ("Validation loss", "validation", _grid(held)),
-        ("Optimisation and speed", "speed", _grid(rest)),
+        ("Training loss", "loss", grid(losses)),
+        ("Validation loss", "validation", grid(held)),
+        ("Optimisation and speed", "speed", grid(rest)),
         ("What differs", "differences", _differences(runs, names)),
     ]
-    sections = [(title, key, body) for title, key, body in sections if body]
-    links = [tag("a", title, href=f"#{key}-section") for title, key, _ in sections]
-    parts = [tag("section", tag("h2", title), body, id=f"{key}-section") for title, key, body in sections]
-    return page(
-        f"{len(runs)} runs compared", _header(figures, names),
-        tag("main", tag("nav", *links, aria_label="sections"), *parts),
-        tag("footer", f"Written {clock(now)}."),
-    )  # fmt: skip
+    footer = tag("footer", f"Written {clock(now)}.")
+    return page(f"{len(runs)} runs compared", _header(figures, names), sections, footer)
 
 
 def _header(figures: Sequence[Figures], names: Sequence[str]) -> Html:
     items = [
-        tag("li", tag("i", class_=_colour(i)), tag("span", name, class_="name"), " ",
+        tag("li", tag("i", class_=colour_class(i)), tag("span", name, class_="name"), " ",
             tag("span", f.state, class_=f.state), f" at step {f.step:,}")
         for i, (f, name) in enumerate(zip(figures, names, strict=True))
     ]  # fmt: skip
     title = tag("h1", f"{len(figures)} runs compared")
     return tag("header", tag("p", "ChatBridge training runs", class_="kind"), title, tag("ul", *items, class_="legend"))
-
-
-def _colour(index: int) -> str:
-    return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
-
-
-def _grid(charts: Sequence[Html | None]) -> Html | None:
-    drawn = [chart for chart in charts if chart]
-    return tag("div", *drawn, class_="grid") if drawn else None
 
 
 def _figures(figures: Sequence[Figures], names: Sequence[str]) -> Html:

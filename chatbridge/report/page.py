@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from chatbridge.report.chart import AxisScale, Chart, Line, Mark, draw
+from chatbridge.report.chart import COLOURS, AxisScale, Chart, Line, Mark, draw, grid
 from chatbridge.report.events import events_section, marks
 from chatbridge.report.figures import Figures
 from chatbridge.report.formatting import clock, count, duration, percent, rounded, steps
@@ -55,15 +55,10 @@ def render(run: Run, now: datetime) -> str:
         ("Events", "events", events_section(run, view.last)),
         ("What was run", "run", run_info_section(run.info)),
     ]
-    sections = [(title, key, body) for title, key, body in sections if body]
-    links = [tag("a", title, href=f"#{key}-section") for title, key, _ in sections]
-    parts = [tag("section", tag("h2", title), body, id=f"{key}-section") for title, key, body in sections]
     of = f" of {figures.total_steps:,}" if figures.total_steps else ""
     title = f"{run.name} · step {figures.step:,}{of} · {figures.state}"
-    return page(
-        title, _header(view), tag("main", tag("nav", *links, aria_label="sections"), *parts), _footer(view),
-        refresh=REFRESH if figures.state == RUNNING else None,
-    )  # fmt: skip
+    refresh = REFRESH if figures.state == RUNNING else None
+    return page(title, _header(view), sections, _footer(view), refresh)
 
 
 def _header(view: View) -> Html:
@@ -178,26 +173,21 @@ def _loss(view: View) -> Html:
     return join(drawn) if drawn else tag("p", "Nothing logged yet.", class_="none")
 
 
-def _grid(view: View, charts: Sequence[Chart]) -> Html | None:
-    drawn = [d for d in map(view.chart, charts) if d]
-    return tag("div", *drawn, class_="grid") if drawn else None
-
-
 def _optimisation(view: View) -> Html | None:
     train, norms = view.run.metrics.train, view.run.metrics.norms
     parts = [Line(name, series.nonzero(), i) for i, (name, series) in enumerate(norms.items())]
-    return _grid(view, [
+    return grid(map(view.chart, [
         Chart("lr", "Learning rate", [Line("learning rate", train.lr, smooth=False)], "Of the optimizer's steps.",
               AxisScale.LINEAR, zero=True),
         Chart("grad-norm", "Gradient norm", [Line("all parameters", train.grad_norm)], "Before clipping."),
         Chart("grad-norms", "Gradient norm by component", parts, "Before clipping, at steps that pass through it."),
         Chart("loss-scale", "Loss scale", [Line("scale", train.loss_scale, smooth=False)], "Of fp16's scaler."),
-    ])  # fmt: skip
+    ]))  # fmt: skip
 
 
 def _speed(view: View) -> Html | None:
     t = view.run.metrics.train
-    return _grid(view, [
+    return grid(map(view.chart, [
         Chart("samples", "Samples per second", [Line("samples/s", t.samples_per_second)], "All devices.", zero=True),
         Chart("tokens", "Tokens per second", [Line("tokens/s", t.tokens_per_second)],
               "Supervised tokens, all devices.", zero=True),
@@ -209,7 +199,7 @@ def _speed(view: View) -> Html | None:
               AxisScale.LINEAR, True, True),
         Chart("memory", "Memory", [Line("GB", t.memory_gb, smooth=False)],
               "The most held so far, 10⁹ bytes: of the GPU, or of the process without one.", AxisScale.LINEAR, True),
-    ])  # fmt: skip
+    ]))  # fmt: skip
 
 
 def _data(view: View) -> Html:
@@ -241,7 +231,7 @@ def _mixture(view: View) -> Html | None:
 
 def _share(view: View, share: Share) -> Html:
     known = share.dataset in view.run.datasets
-    colour = f"c{view.colour(share.dataset) % 8}" if known else None
+    colour = f"c{view.colour(share.dataset) % COLOURS}" if known else None
     asked = share.expected
     words = [data(share.share, percent(share.share)), " drawn"]
     if asked is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 
-from chatbridge.report.markup import Html, join, tag
+from chatbridge.report.markup import Html, tag
 
 STYLE = (
     """
@@ -179,10 +180,13 @@ def _policy() -> str:
 POLICY = _policy()
 
 
-def page(title: str, *body: Html, refresh: int | None = None) -> str:
+def page(
+    title: str, header: Html, sections: Sequence[tuple[str, str, Html | None]], footer: Html, refresh: int | None = None
+) -> str:
     """A whole HTML document.
 
     Args:
+        sections: title, key and body of each; those without a body are left out.
         refresh: seconds after which a browser reads it again; None for a page that will not change.
     """
     head = tag(
@@ -196,5 +200,9 @@ def page(title: str, *body: Html, refresh: int | None = None) -> str:
         tag("title", title),
         tag("style", Html(STYLE)),
     )
-    script = tag("script", Html(SCRIPT))
-    return "<!doctype html>\n" + tag("html", head, tag("body", join(body), script), lang="en") + "\n"
+    filled = [section for section in sections if section[2]]
+    links = [tag("a", name, href=f"#{key}-section") for name, key, _ in filled]
+    parts = [tag("section", tag("h2", name), body, id=f"{key}-section") for name, key, body in filled]
+    main = tag("main", tag("nav", *links, aria_label="sections"), *parts)
+    body = tag("body", header, main, footer, tag("script", Html(SCRIPT)))
+    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

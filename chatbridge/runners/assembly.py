@@ -12,14 +12,13 @@ import torch
 
 from chatbridge.common.config import Config, LoadedConfig
 from chatbridge.common.registry import DATASETS, MODELS, TASKS
-from chatbridge.contracts import RowsOf
+from chatbridge.contracts import RowsOf, Task
 from chatbridge.datasets.base import Parts, TaskDataset
 from chatbridge.datasets.held_out import HeldOut
 from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
 from chatbridge.datasets.reading import BatchStream, MixtureReader, check_shapes
 from chatbridge.processors.base import build_processors
 from chatbridge.processors.tokenizer import Tokenizer, load_tokenizer
-from chatbridge.tasks.base import Task
 from chatbridge.weights import filling_on
 from chatbridge.weights.language_model import check_vocabulary, read_config
 
@@ -78,21 +77,21 @@ class Assembly:
     @cached_property
     def datasets(self) -> dict[str, TaskDataset]:
         """The training mixture's datasets."""
-        return self._build(self.config.datasets, open=False)
+        return self._build(self.config.datasets, prompt_only=False)
 
-    def validation(self, open: bool = False) -> dict[str, TaskDataset]:
-        """The held-out datasets, with their answers or (`open`) without.
+    def validation(self, prompt_only: bool = False) -> dict[str, TaskDataset]:
+        """The held-out datasets, with their answers or (`prompt_only`) without.
 
         Raises:
             ValueError: one that cannot be read, or not in order.
         """
-        built = self._build(self.config.validation, open)
+        built = self._build(self.config.validation, prompt_only)
         for name, dataset in built.items():
             check_numbered(name, dataset)
         return built
 
-    def _build(self, section: dict[str, Any], open: bool) -> dict[str, TaskDataset]:
-        built = {name: DATASETS.build(config, name, self.parts, open) for name, config in section.items()}
+    def _build(self, section: dict[str, Any], prompt_only: bool) -> dict[str, TaskDataset]:
+        built = {name: DATASETS.build(config, name, self.parts, prompt_only) for name, config in section.items()}
         for name, dataset in built.items():
             for line in dataset.skipped[:5]:
                 logger.warning("dataset '%s' leaves out %s", name, line)

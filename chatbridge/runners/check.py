@@ -136,11 +136,11 @@ def _build_dataset(assembly: Assembly, section: str, name: str, parts: Parts) ->
     """A dataset or, while its files are awaited, as much of it as is known without them."""
     settings = getattr(assembly.config, section)[name]
     # An evaluation asks questions that need no answer; held-out data of a training run needs them.
-    is_open = isinstance(assembly.config.run, EvaluationConfig)
+    prompt_only = isinstance(assembly.config.run, EvaluationConfig)
     if _awaits(assembly, f"{section}.{name}."):
-        return TaskDataset(settings, name, parts, is_open, getattr(settings, "media", None))
-    dataset = DATASETS.build(settings, name, parts, is_open)
-    if section == "validation" and (is_open or assembly.config.run.validate_every):
+        return TaskDataset(settings, name, parts, prompt_only, getattr(settings, "media", None))
+    dataset = DATASETS.build(settings, name, parts, prompt_only)
+    if section == "validation" and (prompt_only or assembly.config.run.validate_every):
         check_numbered(name, dataset)
     return dataset
 

@@ -69,7 +69,7 @@ class EvaluationRunner:
         config, parts = self.config, self.assembly
         with RunLock(self.output, self.accelerator.is_main_process, gather_object) as lock:
             check_questions(config, parts.config.validation, parts.task, parts.rows)
-            opened = parts.validation(open=True)
+            opened = parts.validation(prompt_only=True)
             datasets = {name: opened[name] for name in asked_sets(config, opened)}
             self.model = parts.model(self.accelerator.device).to(self.accelerator.device).eval()
             self.stop = StopOnText(parts.task.stop, parts.tokenizer) if parts.task.stop else None

@@ -8,11 +8,11 @@ from fnmatch import fnmatch
 
 from chatbridge.common.registry import nearest
 from chatbridge.common.schema import key
+from chatbridge.contracts import Task
 from chatbridge.datasets.base import DatasetConfig
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.evaluation.scores import build_metrics
 from chatbridge.runners.config import DeviceConfig
-from chatbridge.tasks.base import Task
 
 
 @dataclass(kw_only=True)

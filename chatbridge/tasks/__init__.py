@@ -1,7 +1,7 @@
 """What a batch means: alignment (stage 1) and instruction (stage 2)."""
 
 from chatbridge.tasks.alignment import AlignmentConfig, AlignmentTask
-from chatbridge.tasks.base import Rendered, Task
+from chatbridge.tasks.base import BaseTask, Rendered
 from chatbridge.tasks.instruction import InstructionConfig, InstructionTask
 
-__all__ = ["AlignmentConfig", "AlignmentTask", "InstructionConfig", "InstructionTask", "Rendered", "Task"]
+__all__ = ["AlignmentConfig", "AlignmentTask", "BaseTask", "InstructionConfig", "InstructionTask", "Rendered"]

@@ -13,7 +13,7 @@ from chatbridge.datasets.dialogues import caption_of, sources_of
 from chatbridge.datasets.kinds import CAPTION, TaskKind
 from chatbridge.datasets.records import Record
 from chatbridge.processors.text import CaptionTextConfig
-from chatbridge.tasks.base import Rendered, Task
+from chatbridge.tasks.base import BaseTask, Rendered
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class AlignmentConfig:
 
 
 @TASKS.register("alignment", config=AlignmentConfig)
-class AlignmentTask(Task):
+class AlignmentTask(BaseTask):
     """``[BOS][media rows][caption + end_sym]``, with the loss on caption and end symbol."""
 
     budget = "text"
@@ -47,9 +47,9 @@ class AlignmentTask(Task):
         kind: TaskKind,
         rng: random.Random | None = None,
         item: int | None = None,
-        open: bool = False,
+        prompt_only: bool = False,
     ) -> Rendered:
-        caption = None if open else caption_of(record, rng, self.clean)
+        caption = None if prompt_only else caption_of(record, rng, self.clean)
         segments = caption_segments(sources_of(record, kind.modalities), caption, self.config.end_sym)
         references = record.references or record.captions
         return Rendered(record.id, segments, "", references, record.group)

@@ -35,7 +35,7 @@ class Rendered:
     group: str = ""
 
 
-class Task(ABC):
+class BaseTask(ABC):
     """A training objective's way of writing samples. The loss itself, cross-entropy, is the model's.
 
     Attributes:
@@ -60,14 +60,14 @@ class Task(ABC):
         kind: TaskKind,
         rng: random.Random | None = None,
         item: int | None = None,
-        open: bool = False,
+        prompt_only: bool = False,
     ) -> Rendered:
         """One sample of a record.
 
         Args:
             rng: draws among templates, captions and questions in training; None takes the first of each.
             item: which question of a record with several.
-            open: leave the last answer out, for the model to give.
+            prompt_only: leave the last answer out, for the model to give.
         """
 
     def items(self, record: Record, kind: TaskKind) -> Sequence[int | None]:

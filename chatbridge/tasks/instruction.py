@@ -13,7 +13,7 @@ from chatbridge.conversation.templates import Templates
 from chatbridge.datasets.dialogues import MAX_ENTRIES, DialogueMaker
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
-from chatbridge.tasks.base import Rendered, Task
+from chatbridge.tasks.base import BaseTask, Rendered
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class InstructionConfig:
 
 
 @TASKS.register("instruction", config=InstructionConfig)
-class InstructionTask(Task):
+class InstructionTask(BaseTask):
     """``###Human: <intro with media>.###Human: question###Assistant:answer###``, with the loss on answers."""
 
     dialogue_maker = DialogueMaker
@@ -49,10 +49,10 @@ class InstructionTask(Task):
         kind: TaskKind,
         rng: random.Random | None = None,
         item: int | None = None,
-        open: bool = False,
+        prompt_only: bool = False,
     ) -> Rendered:
         sample = self._maker(kind).sample(record, rng, item)
-        dialogue = sample.dialogue.opened() if open else sample.dialogue
+        dialogue = sample.dialogue.opened() if prompt_only else sample.dialogue
         question = next((turn.text for turn in reversed(dialogue.turns) if turn.role == HUMAN), "")
         return Rendered(sample.id, self.prompt.segments(dialogue), question, sample.references, sample.group)
 
