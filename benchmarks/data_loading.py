@@ -45,8 +45,7 @@ from chatbridge.datasets import (
     WebdatasetConfig,
 )
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
-from chatbridge.processors.image import ImageConfig, ImageProcessor
-from chatbridge.processors.pixels import RawPixels
+from chatbridge.processors.image import ImageConfig, ImageProcessor, RawPixels
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 from chatbridge.tasks import AlignmentConfig, AlignmentTask

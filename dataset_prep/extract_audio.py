@@ -17,7 +17,7 @@ from pathlib import Path
 
 from chatbridge.datasets.base import sample_errors
 from chatbridge.processors import MediaError, VideoProcessor
-from chatbridge.processors.base import reading
+from chatbridge.processors.base import media_errors
 from chatbridge.processors.resampling import resample
 from chatbridge.processors.sound_files import read_sound
 from dataset_prep.prep.command import make_parser, options, positive, run_command
@@ -78,7 +78,7 @@ class AudioExtractor:
         if self.mono:
             waveform = waveform.mean(0, keepdim=True)
         if self.rate and self.rate != rate:
-            with reading(item.where, "cannot be resampled"):
+            with media_errors(item.where, "cannot be resampled"):
                 waveform, rate = resample(waveform, rate, self.rate), self.rate
         target = self.out / f"{item.id}.{self.audio_format}"
         target.parent.mkdir(parents=True, exist_ok=True)

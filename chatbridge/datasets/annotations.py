@@ -1,4 +1,4 @@
-"""Annotation files: lists of JSON entries in the formats of the fact sheet (2.6), read lazily and checked at once.
+"""Datasets of annotation files beside folders of media; the files are checked at once and read lazily.
 
 A list may be millions of entries long, and every data-loader worker has it. Therefore only the byte offsets of the
 entries are kept (16 bytes each); an entry is parsed when it is asked for, from the memory-mapped file.
@@ -10,13 +10,19 @@ import mmap
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chatbridge.common.documents import DocumentError, open_regular, parse_json
 from chatbridge.common.json_stream import json_entries
+from chatbridge.common.registry import DATASETS
+from chatbridge.common.schema import key
+from chatbridge.datasets.base import DatasetConfig, Parts, TaskDataset
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.datasets.records import Record
+from chatbridge.processors.media_loader import MediaLoader
 
 _MISSPELT = {"captions": "caption", "questions": "question", "answers": "answer", "conversation": "conversations"}
 
@@ -35,8 +41,8 @@ class AnnotationFile(Sequence):
     Args:
         path: the file (``.json``, or ``.jsonl`` with one entry a line).
         kinds: what the entries must serve for; each entry is checked once, here.
-        invalid: "error" refuses a file with bad entries; "skip" leaves them out; "tell" does, too, and does not mind
-            when nothing is left: see `bad`.
+        invalid: "error" refuses a file with bad entries; "skip" leaves them out; "report" does, too, and accepts
+            that nothing is left: see `bad`.
         answered: whether entries need answers (training) or may lack them (prediction).
         parse: makes a record of an entry and its number.
 
@@ -55,7 +61,7 @@ class AnnotationFile(Sequence):
         answered: bool = True,
         parse: Callable[[Any, int], Record] = Record.parse,
     ):
-        if invalid not in ("error", "skip", "tell"):
+        if invalid not in ("error", "skip", "report"):
             raise ValueError(f"invalid is 'error' or 'skip', not '{invalid}'")
         self.path = Path(path)
         self.kinds = tuple(kinds)
@@ -74,7 +80,7 @@ class AnnotationFile(Sequence):
         if self.bad and invalid == "error":
             more = f"\n... and {len(self.bad) - 5} more" if len(self.bad) > 5 else ""
             raise ValueError("\n".join(self.skipped[:5]) + more)
-        if not self._starts and not (self.bad and invalid == "tell"):
+        if not self._starts and not (self.bad and invalid == "report"):
             raise ValueError(f"{self.path}: holds no {'valid ' if self.bad else ''}annotations")
 
     @property
@@ -141,3 +147,55 @@ def checked_entry(
 def _hint(entry: Any, fault: str) -> str:
     near = next((key for key, meant in _MISSPELT.items() if key in entry and f"lacks {meant}" in fault), None)
     return f" (it has '{near}': did you mean '{_MISSPELT[near]}'?)" if near else ""
+
+
+@dataclass(kw_only=True)
+class AnnotationsConfig(DatasetConfig):
+    """Keys of a dataset of annotation files and media folders."""
+
+    annotations: list[str] | str = key(path=True, resume="free", help="JSON or JSON-lines file, or several of them")
+    media: dict[str, str] = key({}, path=True, resume="free", help="modality -> folder of its files")
+    cache_mb: int = key(
+        0,
+        resume="free",
+        low=0,
+        high=1 << 30,
+        unit="MiB",
+        help="memory per worker for media read under evaluation rules",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.annotations:
+            raise ValueError("annotations is empty; name at least one file")
+
+
+@DATASETS.register("annotations", config=AnnotationsConfig)
+class AnnotatedDataset(TaskDataset):
+    """Annotation files beside folders of media.
+
+    Raises:
+        ValueError: annotations that cannot be read, or a kind whose modalities nothing here serves.
+    """
+
+    def __init__(self, config: AnnotationsConfig, name: str, parts: Parts, prompt_only: bool = False):
+        super().__init__(config, name, parts, prompt_only, folders=config.media)
+        self.media = MediaLoader(self.processors, config.media, config.cache_mb * 2**20)
+        files = [config.annotations] if isinstance(config.annotations, str) else config.annotations
+        parse = parts.task.parse
+        self.lists = [AnnotationFile(file, self.kinds, config.invalid, not prompt_only, parse) for file in files]
+        self.skipped = [line for records in self.lists for line in records.skipped]
+        # Nothing is kept per entry here: a list of a million small objects is copied by every worker that touches it.
+        self._ends = list(accumulate(len(records) for records in self.lists))
+        self._length = min(self._ends[-1], config.limit or self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def record(self, index: int) -> Record:
+        file, place = self._place(index)
+        return self.lists[file][place]
+
+    def where(self, index: int) -> tuple[str, int]:
+        file, place = self._place(index)
+        return str(self.lists[file].path), self.lists[file].number(place)

@@ -7,6 +7,7 @@ replacement has its ledger entry; in evaluation nothing is replaced.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -121,6 +122,7 @@ class TaskDataset:
 
     sequential = False
     media: MediaLoader
+    _ends: Sequence[int]
 
     def __init__(
         self,
@@ -161,6 +163,12 @@ class TaskDataset:
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(number of the file, number in it) of a sample, by where files end in the dataset: `_ends`."""
+        index = range(len(self))[index]
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     @property
     def length(self) -> int | None:

@@ -21,8 +21,8 @@ from chatbridge.datasets.base import MAX_TRIES, TaskDataset
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.mixture import Blend, generator
 from chatbridge.datasets.shard_readers import ShardLost, samples_in_sequence
-from chatbridge.datasets.sharded import ShardDataset
 from chatbridge.datasets.shards import Shard
+from chatbridge.datasets.webdataset import ShardDataset
 
 State: TypeAlias = "dict[str, Any]"
 Read: TypeAlias = "tuple[Example, list[LedgerEntry]]"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatbridge.inference import Medium
 from chatbridge.inference.limits import MediaLimits
-from chatbridge.processors.base import Blob, Source, readable, reading
+from chatbridge.processors.base import Blob, Source, media_errors, readable
 from chatbridge.processors.containers import decodable, open_container, pictures
 from chatbridge.processors.picture_files import read_rgb
 from chatbridge.processors.sound_files import read_sound
@@ -59,7 +59,7 @@ def preview(medium: Medium, folder: Path, limits: MediaLimits, with_video: bool 
     Raises:
         MediaError: when it cannot be decoded.
     """
-    with reading(medium.source, "cannot be shown"):
+    with media_errors(medium.source, "cannot be shown"):
         folder.mkdir(parents=True, exist_ok=True)
         return _preview(medium, folder, limits, with_video)
 

@@ -12,7 +12,7 @@ import av
 from PIL import Image, UnidentifiedImageError
 
 from chatbridge.common.documents import open_regular
-from chatbridge.processors.base import Blob, MediaError, Source, is_folder, name_of, readable, reading
+from chatbridge.processors.base import Blob, MediaError, Source, is_folder, media_errors, name_of, readable
 from chatbridge.processors.containers import NO_SOUND, open_container, pictures, sound_problem
 from chatbridge.processors.time_limit import within
 
@@ -55,7 +55,7 @@ class Medium:
             MediaError: when there is no such file or it is empty.
         """
         source = as_source(source)
-        with reading(source):
+        with media_errors(source):
             return cls(modality, source, digest_of(source), stamp=_stamp(source))
 
     def check_unchanged(self) -> None:
@@ -120,7 +120,7 @@ def guess_modality(source: Source, known: Sequence[str]) -> str:
     Raises:
         MediaError: when it is none of them.
     """
-    with reading(source):
+    with media_errors(source):
         found = within(LOOK_SECONDS, name_of(source), _content, source)
         if found is None:
             raise MediaError(name_of(source), "holds no picture, video or sound that can be read; say what it is")
@@ -160,7 +160,7 @@ def video_sound_problem(source: Source) -> str | None:
         return NO_SOUND
     readable(source)
     try:
-        with reading(source):
+        with media_errors(source):
             return within(LOOK_SECONDS, name_of(source), sound_problem, source)
     except MediaError as error:
         return error.reason

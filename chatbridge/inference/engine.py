@@ -25,7 +25,7 @@ from chatbridge.inference.prefix_cache import PrefixCache
 from chatbridge.inference.prompt import Exchange, Prompt, PromptWriter
 from chatbridge.inference.settings import GenerationSettings
 from chatbridge.models.attention import AttentionMaps, cross_attention
-from chatbridge.processors.base import MediaError, reading
+from chatbridge.processors.base import MediaError, media_errors
 from chatbridge.processors.containers import NO_SOUND
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly
@@ -218,7 +218,7 @@ class Engine:
         if medium.muted:
             return processor.blank()
         medium.check_unchanged()
-        with reading(medium.source):
+        with media_errors(medium.source):
             return processor.load(medium.source)
 
     def embed(self, prompt: Prompt, start: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from av.stream import Stream
 from PIL import Image, UnidentifiedImageError
 
 from chatbridge.inference.attachments import LOOK_SECONDS, MODALITY_WORDS, MediaSource, as_source
-from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading, reason_of
+from chatbridge.processors.base import Blob, MediaError, Source, media_errors, name_of, readable, reason_of
 from chatbridge.processors.containers import (
     NO_DECODER,
     check_whole,
@@ -110,7 +110,7 @@ class MediaLimits:
         source = as_source(shown)
         name = name_of(source) if isinstance(source, Blob) else Path(source).name
         try:
-            with reading(source):
+            with media_errors(source):
                 found = within(LOOK_SECONDS, name, self._look, source, name, modality)
         except MediaError as error:  # without the folder, which clients must not see
             raise type(error)(name, error.reason) from error

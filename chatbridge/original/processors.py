@@ -13,8 +13,7 @@ from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.base import MissingMedia, Source
 from chatbridge.processors.filter_banks import RawSounds
-from chatbridge.processors.image import ImageConfig, ImageProcessor
-from chatbridge.processors.pixels import PixelTransform
+from chatbridge.processors.image import ImageConfig, ImageProcessor, PixelTransform
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 
 PIXELS = "bilinear without antialias, camera rotation and transparency ignored"

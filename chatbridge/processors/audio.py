@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import PREPROCESS_ON, MediaError, Source, name_of, reading
+from chatbridge.processors.base import PREPROCESS_ON, MediaError, Source, media_errors, name_of
 from chatbridge.processors.filter_banks import FULL_SCALE, Clip, FilterBank, RawSounds
 from chatbridge.processors.sampling import pick, split_groups
 from chatbridge.processors.sound_files import SOUNDFILE_EXTENSIONS, read_sound
@@ -85,7 +85,7 @@ class AudioProcessor:
                 numbers, longer than `max_seconds`.
         """
         waveform, rate = read_sound(source, self.config.max_seconds, True, self.config.read_seconds)
-        with reading(source, "cannot be analysed"):
+        with media_errors(source, "cannot be analysed"):
             try:
                 raw = self.raw(waveform, rate, rng)
             except ValueError as error:

@@ -129,7 +129,7 @@ class _Stream(io.BytesIO):
         return super().seek(max(offset, 0) if whence == os.SEEK_SET else offset, whence)
 
 
-class reading:  # noqa: N801 (it is used as a function would be)
+class media_errors:  # noqa: N801 (it is used as a function would be)
     """The boundary around all that opens or decodes a medium: whatever goes wrong inside is a `MediaError`.
 
     Decoders raise anything on what they do not expect, MemoryError, RecursionError and AttributeError included, and one

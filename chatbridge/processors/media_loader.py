@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chatbridge.common.batch import RawMedia
 from chatbridge.contracts import Processor
-from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, reading
+from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, media_errors
 
 SUSPECT = re.compile(r"^[./\\]*$|^[/\\]|\.\.|[\0:]")
 """What a file name that leaves its folder, or means the folder itself, has at least one of."""
@@ -111,7 +111,7 @@ class MediaLoader:
         """What the processor makes of a file; whatever it raises, a plugin's included, is a MediaError."""
         processor = self._processor(modality)
         source = Blob(file.name, file.read()) if isinstance(file, ArchiveMember) else self.find(modality, file)
-        with reading(source):
+        with media_errors(source):
             return processor.load(source, rng)
 
     def _processor(self, modality: str) -> Processor:

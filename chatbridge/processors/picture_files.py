@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from chatbridge.common.documents import irregular
-from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading
+from chatbridge.processors.base import Blob, MediaError, Source, media_errors, name_of, readable
 from chatbridge.processors.grey_levels import eight_bits, is_deep
 from chatbridge.processors.time_limit import AT_ONCE_PIXELS, PICTURE_SECONDS, within
 
@@ -78,7 +78,7 @@ def read_rgb(
         MediaError: when the file is missing, not a picture, truncated, larger than `max_pixels`, longer than `max_side`
             in one direction, of more than `MAX_SCANS` scans, or not decoded in time.
     """
-    with reading(source, "cannot be decoded"):
+    with media_errors(source, "cannot be decoded"):
         data = source.data if isinstance(source, Blob) else _jpeg_bytes(source)
         picture = _Picture(source, data, jpeg_header(data), max_pixels, max_side, as_stored, side)
         if picture.is_quick:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatbridge.processors.base import MediaError, Source, for_decoder, name_of, reading, reason_of, suffix_of
+from chatbridge.processors.base import MediaError, Source, for_decoder, media_errors, name_of, reason_of, suffix_of
 from chatbridge.processors.containers import (
     NO_DECODER,
     NO_SOUND,
@@ -57,7 +57,7 @@ def read_sound(
             no sound has, too many channels, longer than `max_seconds` (or as many samples as that long would have at
             `FASTEST_SOUND`), not decoded in time.
     """
-    with reading(source, UNREADABLE):
+    with media_errors(source, UNREADABLE):
         if check_whole(source):
             return _read(source, max_seconds, sixteen_bit)
         return within(read_seconds, name_of(source), _read, source, max_seconds, sixteen_bit)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
-from chatbridge.processors.base import MediaError, Source, is_folder, reading
-from chatbridge.processors.image import IMAGE_EXTENSIONS
-from chatbridge.processors.pixels import PixelConfig, PixelTransform, RawPixels
+from chatbridge.processors.base import MediaError, Source, is_folder, media_errors
+from chatbridge.processors.image import IMAGE_EXTENSIONS, PixelConfig, PixelTransform, RawPixels
 from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
 from chatbridge.processors.time_limit import READ_SECONDS
 from chatbridge.processors.video_files import read_frames
@@ -67,7 +66,7 @@ class VideoProcessor:
     def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
         """float32 [T, 3, H, W]; `rng` given means training, raw with ``preprocess_on: device``. Raises MediaError."""
         c = self.config
-        with reading(source):
+        with media_errors(source):
             if is_folder(source):
                 frames = self._from_folder(Path(source), rng)
             else:

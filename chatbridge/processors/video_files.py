@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from chatbridge.processors.base import Blob, MediaError, Source, name_of, readable, reading, reason_of, suffix_of
+from chatbridge.processors.base import Blob, MediaError, Source, media_errors, name_of, readable, reason_of, suffix_of
 from chatbridge.processors.containers import NO_DECODER, check_whole, decodable, open_container
 from chatbridge.processors.picture_files import MAX_SIDE, check_size
 from chatbridge.processors.time_limit import READ_SECONDS, within
@@ -39,7 +39,7 @@ def read_frames(
             frames larger than `max_pixels` or with a side longer than `max_side`, or one that is not decoded within
             `seconds`.
     """
-    with reading(source, UNREADABLE):
+    with media_errors(source, UNREADABLE):
         check = partial(check_size, name_of(source), max_pixels=max_pixels, max_side=max_side, what="has frames of")
         if not isinstance(source, Blob):
             return within(seconds, name_of(source), _read, source, readable(source), choose, check)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chatbridge.processors.base import MediaError, readable, reading
+from chatbridge.processors.base import MediaError, media_errors, readable
 from chatbridge.processors.containers import check_whole, decodable, open_container
 from chatbridge.processors.picture_files import MAX_PIXELS, check_size
 from chatbridge.processors.sampling import frame_groups, pick
@@ -61,7 +61,7 @@ def by_number(video: Path, count: int) -> list[np.ndarray]:
 
 def by_time(video: Path, fps: float) -> Iterator[np.ndarray]:
     """The frames on show at 0, 1/fps, 2/fps ... seconds, uint8 [H, W, 3] each."""
-    with reading(video, UNREADABLE):
+    with media_errors(video, UNREADABLE):
         check_whole(video)
         with open_container(readable(video)) as container:
             tracks = decodable(container.streams.video)

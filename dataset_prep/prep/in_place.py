@@ -11,9 +11,9 @@ from typing import Any
 
 from chatbridge.datasets.base import sample_errors
 from chatbridge.datasets.shard_readers import LocalShards, MemberPlace
-from chatbridge.datasets.shard_samples import annotation, members_of
 from chatbridge.datasets.shards import LINKED_FOLDER, Shard
 from chatbridge.datasets.tars import scan
+from chatbridge.datasets.webdataset import annotation, members_of
 from chatbridge.processors.base import Blob
 from chatbridge.processors.text import pre_caption
 from dataset_prep.prep.command import options

@@ -22,7 +22,7 @@ from chatbridge.processors import (
     VideoConfig,
     VideoProcessor,
 )
-from chatbridge.processors.base import MissingMedia, Source, is_folder, name_of, readable, reading
+from chatbridge.processors.base import MissingMedia, Source, is_folder, media_errors, name_of, readable
 from chatbridge.processors.containers import NO_DECODER, check_whole, decodable, open_container
 from chatbridge.processors.picture_files import JPEG_END, MAX_PIXELS, check_size, has_end, jpeg_header, read_rgb
 from chatbridge.processors.time_limit import READ_SECONDS, within
@@ -48,7 +48,7 @@ def processors() -> dict[str, Any]:
 
 def check_media(modality: str, source: Source, level: str, processor: Any) -> None:
     """Raise MediaError when a file (or blob) fails the check. A folder of frames is checked by its first frame."""
-    with reading(source):
+    with media_errors(source):
         if not is_folder(source):
             readable(source)
         if level == "decode":
@@ -60,7 +60,7 @@ def check_media(modality: str, source: Source, level: str, processor: Any) -> No
 def _image_header(source: Source) -> None:
     from PIL import Image
 
-    with reading(source, "is not a readable picture"):
+    with media_errors(source, "is not a readable picture"):
         with Image.open(readable(source)) as picture:
             jpeg = picture.format == "JPEG"
             check_size(name_of(source), *picture.size, MAX_PIXELS)
@@ -96,7 +96,7 @@ def _audio_header(source: Source) -> None:
 
 def _track_header(source: Source, what: str, track: str) -> None:
     """Refuse a file that is cut off, or has no track of pictures or of sound that can be decoded."""
-    with reading(source, f"is not a readable {what}"):
+    with media_errors(source, f"is not a readable {what}"):
         check_whole(source)
         with open_container(readable(source)) as container:
             tracks = container.streams.video if track == "picture" else container.streams.audio

@@ -266,7 +266,7 @@ def _open(found: ValidationTarget, name: str, bare: str, config: Any, parts: Par
     files = [files] if isinstance(files, str) else list(files)
     found.inputs += map(Path, files)
     try:
-        config = replace(config, invalid="tell") if hasattr(config, "invalid") else config
+        config = replace(config, invalid="report") if hasattr(config, "invalid") else config
         built = DATASETS.build(config, bare or name, parts, unanswered)
     except (ValueError, OSError) as error:
         bad = next((file for file in files if str(error).startswith(f"{file}: ")), None)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from chatbridge.processors.pixels import CLIP_MEAN, CLIP_STD
+from chatbridge.processors.image import CLIP_MEAN, CLIP_STD
 from dataset_prep.world import draw
 from dataset_prep.world.vocabulary import CHANGES, COLOURS, SHAPES, UNSEEN_VISUAL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatbridge.datasets.shard_samples import choose_members
+from chatbridge.datasets.webdataset import choose_members
 
 PICTURES = (".jpg", ".jpeg", ".png")
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from chatbridge.common.registry import PROCESSORS
-from chatbridge.processors.pixels import PixelTransform
+from chatbridge.processors.image import PixelTransform
 from chatbridge.processors.video import VideoConfig
 from tests.variants import built
 

@@ -25,7 +25,7 @@ from chatbridge.processors import (
     MediaError,
     VideoConfig,
     VideoProcessor,
-    pixels,
+    image,
     resampling,
 )
 from chatbridge.processors.picture_files import MAX_SCANS, count_scans, read_rgb, scans_problem
@@ -77,12 +77,12 @@ def test_frames_with_a_long_side(tmp_path):
 def test_of_a_long_picture_the_middle_is_resized(monkeypatch, resize, turned):
     strip = np.random.default_rng(0).integers(0, 256, (4, 903, 3), np.uint8)
     strip = strip.transpose(1, 0, 2) if turned else strip
-    ours = pixels.PixelTransform(ImageConfig(image_size=32, transform="crop_flip", eval_resize=resize))
-    monkeypatch.setattr(pixels, "LONGEST_SHAPE", 302)
-    whole, seen, middle = ours([strip], None), [], pixels._middle
-    monkeypatch.setattr(pixels, "_middle", lambda *args: seen.append(middle(*args)) or seen[-1])
+    ours = image.PixelTransform(ImageConfig(image_size=32, transform="crop_flip", eval_resize=resize))
+    monkeypatch.setattr(image, "LONGEST_SHAPE", 302)
+    whole, seen, middle = ours([strip], None), [], image._middle
+    monkeypatch.setattr(image, "_middle", lambda *args: seen.append(middle(*args)) or seen[-1])
     for shape, kept in ((31, 125), (5, 21)):
-        monkeypatch.setattr(pixels, "LONGEST_SHAPE", shape)
+        monkeypatch.setattr(image, "LONGEST_SHAPE", shape)
         assert torch.allclose(ours([strip], None), whole, atol=1e-5) and max(seen.pop().shape) == kept
     ours([np.zeros((9, 45, 3), np.uint8)], None)
     assert not seen, "ordinary ones are resized whole"

@@ -33,7 +33,7 @@ from chatbridge.processors import (
     picture_files,
     sound_files,
 )
-from chatbridge.processors.base import MissingMedia, for_decoder, reading
+from chatbridge.processors.base import MissingMedia, for_decoder, media_errors
 from chatbridge.processors.time_limit import within
 from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks import AlignmentConfig, AlignmentTask
@@ -234,9 +234,9 @@ def test_errors_are_one_line_that_every_log_takes():
     error = MediaError("half \ud83d\nname", "says '\x00\x1b[2J'")
     assert str(error) == "half \ufffd\ufffdname: says '\ufffd\ufffd[2J'"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    with pytest.raises(MissingMedia), reading("a"):
+    with pytest.raises(MissingMedia), media_errors("a"):
         raise MissingMedia("a", "does not exist")
-    with pytest.raises(MediaError) as caught, reading("a", "is odd"):
+    with pytest.raises(MediaError) as caught, media_errors("a", "is odd"):
         raise ValueError("a page\nof backtrace" + "x" * 1000)
     assert str(caught.value) == "a: is odd (a page)"
 
