@@ -115,8 +115,6 @@ class MultimodalBatch:
         dataset: the dataset this batch was drawn from; `MIXED` where every sample was drawn on its own. The same on
             all ranks.
         sources: per id, the dataset that it was drawn from.
-        references: per sample, the acceptable answers (evaluation); empty in training.
-        groups: per sample, a free label that evaluation reports by (for instance a question family).
         ledger: what could not be read on the way to this batch, and what took its place.
         cursor: dataset -> worker -> where its stream stands behind this batch (plain values), for datasets whose
             position is not a function of the step alone.
@@ -132,8 +130,6 @@ class MultimodalBatch:
     samples_BL: Tensor | None = None
     dataset: str = ""
     sources: list[str] = field(default_factory=list)
-    references: list[list[str]] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
     ledger: list[LedgerEntry] = field(default_factory=list)
     cursor: dict[str, dict[int, Any]] = field(default_factory=dict)
 

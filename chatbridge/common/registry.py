@@ -130,14 +130,8 @@ class Registry:
                     return entry
         raise ValueError(f"no {self.kind} takes a {type(config).__name__}")
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _where(target: Any) -> str:

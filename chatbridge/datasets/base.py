@@ -272,7 +272,7 @@ class TaskDataset:
                     media[modality] = [self.media.blank(modality)] * count
                 else:
                     media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
-        return Example(tokens, media, list(rendered.references), rendered.group)
+        return Example(tokens, media)
 
     def written(
         self, record: Record, kind: TaskKind, rng: random.Random | None = None, item: int | None = None

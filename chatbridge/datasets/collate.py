@@ -21,14 +21,10 @@ class Example:
     Attributes:
         tokens: ids, labels and slots.
         media: modality -> tensors [T, ...] (or raw media of N = 1), one per medium, in the order of the sample's slots.
-        references: acceptable answers (evaluation).
-        group: free label that evaluation reports by.
     """
 
     tokens: TokenizedSample
     media: dict[str, list[Tensor | RawMedia]] = field(default_factory=dict)
-    references: list[str] = field(default_factory=list)
-    group: str = ""
 
 
 @dataclass
@@ -84,8 +80,6 @@ class Collator:
             media=media,
             dataset=sources[0] if len(set(sources)) == 1 else MIXED,
             sources=sources,
-            references=[example.references for example in examples],
-            groups=[example.group for example in examples],
             **tensors,
         )
 

@@ -171,8 +171,8 @@ def _write(dataset: TaskDataset, record: Record) -> None:
             if tokenizer is None:
                 task.render(record, kind, None, item, dataset.prompt_only)
             else:
-                rendered, tokens = dataset.written(record, kind, None, item)
-                dataset.checked(Example(tokens, {}, list(rendered.references), rendered.group))
+                _, tokens = dataset.written(record, kind, None, item)
+                dataset.checked(Example(tokens))
     if tokenizer is not None:
         questions = [text for question, answers in record.pairs for text in (question, *answers)]
         for text in (*record.captions, *record.ocr, *questions, *(text for _, text in record.turns)):

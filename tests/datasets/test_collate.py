@@ -22,7 +22,7 @@ def example(tokenizer, name, sources, answer, fill=0.0):
         media.setdefault(source.modality, []).extend(
             torch.full(SHAPES[source.modality], fill + i) for i in range(source.count)
         )
-    return Example(tokenize(name, segments, tokenizer, QUERIES), media, [answer], group="g" + name)
+    return Example(tokenize(name, segments, tokenizer, QUERIES), media)
 
 
 @pytest.fixture
@@ -49,8 +49,6 @@ def test_padding(tokenizer, examples, padding):
         edge = real[0] if padding == "right" else real[-1]
         assert bool(edge)
     assert batch.ids == ["a", "b", "c"]
-    assert batch.references == [["yes"], ["no"], ["a dog in the park"]]
-    assert batch.groups == ["ga", "gb", "gc"]
     assert batch.dataset == "mixed"
     assert batch.position_ids_BL is None
 

@@ -170,7 +170,7 @@ def alive_case(settings, rank, monkeypatch):
     strategy, made = sharded(model(**settings), rank)
     wrapped = strategy.wrap(made)
     given = blank_batch(shape_of(), rows_of(made, shape_of()))
-    optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], foreach=True)
+    optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], foreach=True)
 
     def step():
         for index in range(accumulate):
@@ -179,19 +179,19 @@ def alive_case(settings, rank, monkeypatch):
                     loss = wrapped(given).loss_sum
                 loss.backward()
                 del loss
-        optimiser.step()
+        optimizer.step()
 
     for _ in range(2):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         step()
     buckets = [p.grad for p in made.parameters() if p.grad is not None]
-    states = [t for s in optimiser.state.values() for t in s.values()]
+    states = [t for s in optimizer.state.values() for t in s.values()]
     local = [p.to_local() if isinstance(p, DTensor) else p for p in made.parameters()]
     there = [*local, *made.buffers(), *states, *given.media.values(), *buckets, *gathered_tensors(made)]
     bucketed = sum({g.untyped_storage()._cdata: g.untyped_storage().nbytes() for g in buckets}.values())
     with monkeypatch.context() as patches, Recorder(made, known=there) as live:
         Gathering(patches, live.add)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         step()
     held = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in there}.values())
     return {"kept": kept_bytes(made), "buckets": bucketed, "peak": held + live.peak}

@@ -1,4 +1,4 @@
-"""Simulated steps against real ones: operations, bytes alive phase by phase, what optimisers keep."""
+"""Simulated steps against real ones: operations, bytes alive phase by phase, what optimizers keep."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_averages_are_run_several_at_once():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
-def test_what_an_optimiser_keeps(name):
+def test_what_an_optimizer_keeps(name):
     import_plugins(["lion.py"], tiny.ROOT / "tests" / "plugins", "this test")
     run = TrainingConfig(output_dir="", weight_decay=0.0, optimizer=OPTIMIZERS.configured(name))
     empty, made = on_meta(), model()
@@ -188,8 +188,8 @@ def test_what_an_optimiser_keeps(name):
     real = build_optimizers(made.named_parameters(), run)
     for parameter in made.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    for optimiser in real:
-        optimiser.step()
+    for optimizer in real:
+        optimizer.step()
     states = [t for o in real for s in o.state.values() for t in s.values() if t.dim()]
     assert update.state == sum(t.nbytes for t in states) > 0
     assert update.temporary > 0 and (update.flops > 0) == (name == "muon")
