@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ import psutil
 import torch
 
 from benchmarks.media_files import pictures, sounds, tars, videos
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 from chatbridge.datasets import (
     AnnotatedDataset,
     AnnotationsConfig,
@@ -170,7 +170,7 @@ class Ready:
 
     modality, extensions, shape = "image", (".jpg",), (1, 3, 224, 224)
 
-    def load(self, source: Any, rng: random.Random | None = None) -> RawPixels:
+    def load(self, source: Any, mode: ReadMode = EVALUATION) -> RawPixels:
         return RawPixels(torch.zeros(1, 1, 224, 224, 3, dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3)
 
     def blank(self) -> torch.Tensor:

@@ -12,12 +12,13 @@ this file, and `tests/plugins/` has parts from outside it.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,8 +219,8 @@ class Processor(Protocol):
     @property
     def shape(self) -> Shape: ...
 
-    def load(self, source: str | Path | Blob, rng: random.Random | None = None) -> Tensor | RawMedia:
-        """float32 [T, ...]; with `rng` by the training rules, which may leave the last of it to the model's device.
+    def load(self, source: str | Path | Blob, mode: ReadMode = EVALUATION) -> Tensor | RawMedia:
+        """float32 [T, ...]; the training rules may leave the last of it to the model's device.
 
         Raises:
             MediaError: when the file is missing, unreadable, truncated or empty of this modality.
@@ -250,9 +251,9 @@ class Task(Protocol):
         ...
 
     def render(
-        self, record: Record, kind: TaskKind, rng: random.Random | None, item: int | None, prompt_only: bool, /
+        self, record: Record, kind: TaskKind, mode: ReadMode, item: int | None, prompt_only: bool, /
     ) -> Rendered:
-        """One sample; without `rng` nothing is drawn, `item` picks a question, `prompt_only` omits the answer."""
+        """One sample; in evaluation nothing is drawn, `item` picks a question, `prompt_only` omits the answer."""
         ...
 
     def items(self, record: Record, kind: TaskKind, /) -> Sequence[int | None]:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from chatbridge.common.ledger import LedgerEntry
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.common.registry import METRICS, PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Processor, RowsOf, Task
@@ -226,7 +227,7 @@ class TaskDataset:
     def draw(self, record: Record, rng: random.Random) -> Example:
         """A training example of one record. Raises ValueError: an unreadable medium, or a sample that cannot fit."""
         kind = rng.choice(self.kinds) if len(self.kinds) > 1 else self.kinds[0]
-        return self.checked(self.read(record, kind, rng))
+        return self.checked(self.read(record, kind, Training(rng)))
 
     def checked(self, example: Example) -> Example:
         """The example, if a row or batch has room for it. Raises ValueError."""
@@ -251,32 +252,31 @@ class TaskDataset:
         self,
         record: Record,
         kind: TaskKind,
-        rng: random.Random | None = None,
+        mode: ReadMode = EVALUATION,
         item: int | None = None,
         blank: Sequence[str] = (),
     ) -> Example:
         """One record as an example.
 
         Args:
-            rng: of training; None for evaluation.
             blank: modalities whose media are replaced by their processor's empty one (ablations).
 
         Raises:
             ValueError: an unreadable medium (`MediaError`), or a sample that cannot fit.
         """
-        media_rng, media = rng if self.config.augment else None, {}
+        how, media = mode if self.config.augment else EVALUATION, {}
         with sample_errors:
-            rendered, tokens = self.written(record, kind, rng, item)
+            rendered, tokens = self.written(record, kind, mode, item)
             for modality, count in {s.modality: s.count for s in rendered.segments if isinstance(s, Media)}.items():
                 if modality in blank:
                     media[modality] = [self.media.blank(modality)] * count
                 else:
-                    media[modality] = [self.media.load(modality, file, media_rng) for file in record.files_of(modality)]
+                    media[modality] = [self.media.load(modality, file, how) for file in record.files_of(modality)]
         return Example(tokens, media)
 
     def written(
-        self, record: Record, kind: TaskKind, rng: random.Random | None = None, item: int | None = None
+        self, record: Record, kind: TaskKind, mode: ReadMode = EVALUATION, item: int | None = None
     ) -> tuple[Any, TokenizedSample]:
         """One record as it is rendered, and its tokens; see `read`."""
-        rendered = self.parts.task.render(record, kind, rng, item, self.prompt_only)
+        rendered = self.parts.task.render(record, kind, mode, item, self.prompt_only)
         return rendered, self.parts.task.tokenize(rendered, self.parts.tokenizer, self.rows)

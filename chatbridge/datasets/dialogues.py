@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.conversation.dialogue import Dialogue, Source
 from chatbridge.conversation.templates import QUESTION, Templates
 from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, TaskKind
@@ -50,38 +50,40 @@ class DialogueMaker:
         if self.kind.asks or self.kind.kind in (CAPTION, OCR):
             self.choices()  # a missing list is found now, not at the first sample
 
-    def sample(self, record: Record, rng: random.Random | None = None, item: int | None = None) -> Sample:
+    def sample(self, record: Record, mode: ReadMode = EVALUATION, item: int | None = None) -> Sample:
         """One sample of a record.
 
         Args:
             record: checked for this kind; an answer that is missing leaves the dialogue open.
-            rng: draws among captions, question-answer pairs, answers and templates (in this order); None takes the
-                first caption, pair and template, and the most frequent answer.
+            mode: in training captions, question-answer pairs, answers and templates are drawn (in this order); in
+                evaluation it is the first caption, pair and template, and the most frequent answer.
             item: which caption or pair, instead of a draw.
         """
         if self.kind.asks:
-            return self._question(record, rng, item)
+            return self._question(record, mode, item)
         if self.kind.kind == CAPTION:
-            return self._caption(record, rng, item)
+            return self._caption(record, mode, item)
         if self.kind.kind == OCR:
             answer = ", ".join(record.ocr) if record.ocr else None
-            return self._single(record, self._prompt(None, rng), answer, [answer] if answer else [])
+            return self._single(record, self._prompt(None, mode), answer, [answer] if answer else [])
         return self._conversation(record)
 
-    def _question(self, record: Record, rng: random.Random | None, item: int | None) -> Sample:
-        question, answers = record.pairs[item] if item is not None else _draw(record.pairs, rng)
+    def _question(self, record: Record, mode: ReadMode, item: int | None) -> Sample:
+        question, answers = record.pairs[item] if item is not None else _draw(record.pairs, mode)
         answer = None
-        if answers:
-            answer = _draw(answers, rng) if rng is not None else Counter(answers).most_common(1)[0][0]
+        if answers and isinstance(mode, Training):
+            answer = _draw(answers, mode)
+        elif answers:
+            answer = Counter(answers).most_common(1)[0][0]
         suffix = f"/{item}" if item is not None else ""
-        return self._single(record, self._prompt(question, rng), answer, answers, suffix)
+        return self._single(record, self._prompt(question, mode), answer, answers, suffix)
 
-    def _caption(self, record: Record, rng: random.Random | None, item: int | None) -> Sample:
+    def _caption(self, record: Record, mode: ReadMode, item: int | None) -> Sample:
         captions = record.captions
         answer = None
         if captions:
-            answer = captions[item] if item is not None else _draw(captions, rng)
-        return self._single(record, self._prompt(None, rng), answer, captions)
+            answer = captions[item] if item is not None else _draw(captions, mode)
+        return self._single(record, self._prompt(None, mode), answer, captions)
 
     def _conversation(self, record: Record) -> Sample:
         single = self.kind.kind in FIRST_PAIR
@@ -106,9 +108,9 @@ class DialogueMaker:
     def _sample(self, record: Record, dialogue: Dialogue, references: Sequence[str], suffix: str = "") -> Sample:
         return Sample(record.id + suffix, dialogue, record.references or tuple(references), record.group)
 
-    def _prompt(self, question: str | None, rng: random.Random | None) -> str:
+    def _prompt(self, question: str | None, mode: ReadMode) -> str:
         choices = self.choices()
-        text = choices[0] if rng is None else rng.choice(choices)
+        text = mode.rng.choice(choices) if isinstance(mode, Training) else choices[0]
         return text if question is None else text.replace(QUESTION, question)
 
     def choices(self) -> tuple[str, ...]:
@@ -131,15 +133,15 @@ def sources_of(record: Record, modalities: Sequence[str]) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def caption_of(record: Record, rng: random.Random | None = None, clean: Callable[[str], str] = pre_caption) -> str:
-    """A cleaned caption for stage 1: a random one of the list, or the first when `rng` is None.
+def caption_of(record: Record, mode: ReadMode = EVALUATION, clean: Callable[[str], str] = pre_caption) -> str:
+    """A cleaned caption for stage 1: a random one of the list in training, else the first.
 
     Raises:
         ValueError: when the record has none.
     """
     if not record.captions:
         raise ValueError(f"record '{record.id}' has no caption (desc or caption) to align with")
-    return clean(_draw(record.captions, rng))
+    return clean(_draw(record.captions, mode))
 
 
 def clean_tags(text: str, modalities: Sequence[str] = ()) -> str:
@@ -150,6 +152,6 @@ def clean_tags(text: str, modalities: Sequence[str] = ()) -> str:
     return re.sub("|".join(r"[ \t]*" + re.escape(tag) for tag in tags), "", text).strip()
 
 
-def _draw(items: Sequence, rng: random.Random | None):
-    """One of the items; no number is drawn where there is no choice."""
-    return items[0] if rng is None or len(items) == 1 else rng.choice(items)
+def _draw(items: Sequence, mode: ReadMode):
+    """One of the items, the first in evaluation; no number is drawn where there is no choice."""
+    return mode.rng.choice(items) if isinstance(mode, Training) and len(items) > 1 else items[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import chatbridge
 from chatbridge.common.config import LoadedConfig
 from chatbridge.common.config_files import read_merged
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.registry import MODELS, nearest
 from chatbridge.common.schema import ConfigError
 from chatbridge.inference.attachments import MediaSource, as_source
@@ -135,8 +136,8 @@ def _load(loaded: LoadedConfig, is_eval: bool, device: str | torch.device) -> nn
 
 
 def _reader(processor: Any, training: bool) -> Callable[[MediaSource], Tensor]:
-    rng = random.Random() if training else None
-    return lambda source: processor.load(as_source(source), rng)
+    mode = Training(random.Random()) if training else EVALUATION
+    return lambda source: processor.load(as_source(source), mode)
 
 
 def _architecture(file: Path) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
 from chatbridge.processors.base import MissingMedia, Source
@@ -82,10 +83,10 @@ class OriginalAudioConfig(AudioConfig):
 
 @PROCESSORS.variant("audio", "original", config=OriginalAudioConfig, help=SOUNDS)
 class OriginalAudioProcessor(AudioProcessor):
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds:
+    def load(self, source: Source, mode: ReadMode = EVALUATION) -> Tensor | RawSounds:
         """Zeros of a file that is missing."""
         try:
-            return super().load(source, rng)
+            return super().load(source, mode)
         except MissingMedia:
             return torch.zeros(self.shape)
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from chatbridge.common.batch import IGNORE
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.segments import Media, Segment, Text
 from chatbridge.conversation.tokens import TokenizedSample
@@ -122,7 +123,7 @@ class _Item:
         """The record, its kind, the sample and, with a tokenizer, its tokens. Raises ValueError for an unusable one."""
         record, task = self.record(), dataset.parts.task
         kind = self.rng.choice(dataset.kinds) if len(dataset.kinds) > 1 else dataset.kinds[0]
-        rendered = task.render(record, kind, self.rng, None, dataset.prompt_only)
+        rendered = task.render(record, kind, Training(self.rng), None, dataset.prompt_only)
         return record, kind, rendered, tokenizer and task.tokenize(rendered, tokenizer, dataset.rows)
 
 
@@ -210,6 +211,6 @@ def _count_tokens(
 
 def _load(dataset: TaskDataset, record: Record, kind: TaskKind, rng: random.Random) -> int:
     """Bytes of a record's media. Raises ValueError or OSError where one cannot be used."""
-    media_rng = rng if dataset.config.augment else None
+    mode = Training(rng) if dataset.config.augment else EVALUATION
     files = [(modality, file) for modality in kind.modalities for file in record.files_of(modality)]
-    return sum(dataset.media.load(modality, file, media_rng).nbytes for modality, file in files)
+    return sum(dataset.media.load(modality, file, mode).nbytes for modality, file in files)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.processors.base import PREPROCESS_ON, MediaError, Source, media_errors, name_of
@@ -77,8 +77,8 @@ class AudioProcessor:
     def shape(self) -> tuple[int, ...]:
         return (self.config.clips, self.config.frames_per_clip, self.config.mel_bins)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawSounds:
-        """float32 [clips, frames, mel]; `rng` given means training, raw with ``preprocess_on: device``.
+    def load(self, source: Source, mode: ReadMode = EVALUATION) -> Tensor | RawSounds:
+        """float32 [clips, frames, mel]; in training raw with ``preprocess_on: device``.
 
         Raises:
             MediaError: missing, unreadable or truncated file, no sound track, not one sample, samples that are not
@@ -87,10 +87,11 @@ class AudioProcessor:
         waveform, rate = read_sound(source, self.config.max_seconds, True, self.config.read_seconds)
         with media_errors(source, "cannot be analysed"):
             try:
-                raw = self.raw(waveform, rate, rng)
+                raw = self.raw(waveform, rate, mode)
             except ValueError as error:
                 raise MediaError(name_of(source), str(error)) from error
-            return raw if rng is not None and self.config.preprocess_on == "device" else raw.finished()[0]
+            on_device = isinstance(mode, Training) and self.config.preprocess_on == "device"
+            return raw if on_device else raw.finished()[0]
 
     def blank(self) -> Tensor:
         """Silence that fills every clip, put through the same pipeline (about -2.4 everywhere, not 0)."""
@@ -109,11 +110,11 @@ class AudioProcessor:
         mono = self._mono(waveform)[None]
         return self.bank.resampled(mono * FULL_SCALE if mono.is_floating_point() else mono.float(), rate)
 
-    def clips(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> Tensor:
+    def clips(self, waveform: Tensor, rate: int, mode: ReadMode = EVALUATION) -> Tensor:
         """The clips [clips, frames_per_clip, mel] that a waveform gives; arguments and errors as of `raw`."""
-        return self.raw(waveform, rate, rng).finished()[0]
+        return self.raw(waveform, rate, mode).finished()[0]
 
-    def raw(self, waveform: Tensor, rate: int, rng: random.Random | None = None) -> RawSounds:
+    def raw(self, waveform: Tensor, rate: int, mode: ReadMode = EVALUATION) -> RawSounds:
         """The clips that are taken from a waveform [channels, samples] at `rate` Hz, float in [-1, 1) or int16.
 
         Only these clips are resampled and analysed: a frame's energies depend on its own 25 ms alone.
@@ -134,7 +135,7 @@ class AudioProcessor:
             mono, rate = self.below_one_frame(mono, rate)
         frames = 1 + (max(length, bank.window) - bank.window) // bank.shift
         clips, parts = [], []
-        for chosen in self.choose(self.clips_of(frames), rng):
+        for chosen in self.choose(self.clips_of(frames), mode):
             first, last = chosen * per_clip, min((chosen + 1) * per_clip, frames)
             begin, end, skip = bank.span(first, last, rate) if first < last else (0, 0, 0)
             clips.append(Clip(rate, skip, max(0, last - first)))
@@ -154,9 +155,9 @@ class AudioProcessor:
         """How many clips so many frames fill, the last of them perhaps in part."""
         return -(-frames // self.config.frames_per_clip)
 
-    def choose(self, available: int, rng: random.Random | None = None) -> list[int]:
+    def choose(self, available: int, mode: ReadMode = EVALUATION) -> list[int]:
         """Which of `available` clips are taken; numbers from `available` up stand for empty ones."""
-        return pick(split_groups(max(available, self.config.clips), self.config.clips), rng)
+        return pick(split_groups(max(available, self.config.clips), self.config.clips), mode)
 
     def _mono(self, waveform: Tensor) -> Tensor:
         """[samples] of [channels, samples]."""

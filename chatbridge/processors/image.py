@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from chatbridge.common.batch import RawMedia
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.processors.base import PREPROCESS_ON, Source, media_errors
@@ -120,7 +120,7 @@ class RawPixels(RawMedia):
 
 @dataclass
 class PixelTransform:
-    """Resizes, crops and normalises: the training rules when called with a random generator, else those of evaluation.
+    """Resizes, crops and normalises, by the rules of training or of evaluation.
 
     Bilinear works on float tensors in [0, 1] (as the original's training does), with ``preprocess_on: device`` in
     8 bits; bicubic on 8-bit pictures with Pillow (as its inference does).
@@ -139,16 +139,17 @@ class PixelTransform:
         self.mean = torch.tensor(c.mean).view(3, 1, 1)
         self.std = torch.tensor(c.std).view(3, 1, 1)
 
-    def read(self, source: Source, training: bool) -> np.ndarray:
+    def read(self, source: Source, mode: ReadMode) -> np.ndarray:
         """A picture file as uint8 [H, W, 3], within the configured bounds. Raises MediaError."""
         c = self.config
-        side = ceil(c.image_size * c.reducing_gap) if training and c.reducing_gap is not None else None
+        reduced = isinstance(mode, Training) and c.reducing_gap is not None
+        side = ceil(c.image_size * c.reducing_gap) if reduced else None
         return read_rgb(source, c.max_pixels, side, c.max_side, c.read_seconds, self.as_stored)
 
-    def __call__(self, frames: Sequence[np.ndarray], rng: random.Random | None) -> Tensor | RawPixels:
+    def __call__(self, frames: Sequence[np.ndarray], mode: ReadMode) -> Tensor | RawPixels:
         """uint8 frames [H, W, 3], T of them -> float32 [T, 3, size, size], or what the device makes that of."""
-        size, training = self.config.image_size, rng is not None
-        crop = self._draw(rng)
+        size, training = self.config.image_size, isinstance(mode, Training)
+        crop = self._draw(mode)
         if training and self.config.preprocess_on == "device":
             fitted = [self._fit(self._cut(frame, crop), training, torch.uint8) for frame in frames]
             pixels = (fitted[0] if len(fitted) == 1 else torch.cat(fitted)).permute(0, 2, 3, 1)
@@ -158,9 +159,10 @@ class PixelTransform:
             row.copy_(self._fit(self._cut(frame, crop), training, torch.float32)[0])
         return out.sub_(self.mean).div_(self.std)
 
-    def _draw(self, rng: random.Random | None) -> Crop | None:
-        if rng is None or self.config.transform != "crop_flip":
+    def _draw(self, mode: ReadMode) -> Crop | None:
+        if not isinstance(mode, Training) or self.config.transform != "crop_flip":
             return None
+        rng = mode.rng
         return Crop(rng.uniform(0.8, 1.0), rng.random(), rng.random(), rng.random() < 0.5)
 
     @staticmethod
@@ -233,12 +235,12 @@ class ImageProcessor:
     def shape(self) -> tuple[int, ...]:
         return (1, 3, self.config.image_size, self.config.image_size)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
-        """float32 [1, 3, H, W]; `rng` given means training, raw with ``preprocess_on: device``. Raises MediaError."""
+    def load(self, source: Source, mode: ReadMode = EVALUATION) -> Tensor | RawPixels:
+        """float32 [1, 3, H, W]; in training raw with ``preprocess_on: device``. Raises MediaError."""
         with media_errors(source, "cannot be resized"):
-            return self.transform([self.transform.read(source, rng is not None)], rng)
+            return self.transform([self.transform.read(source, mode)], mode)
 
     def blank(self) -> Tensor:
         """A black picture, normalised like any other."""
         size = self.config.image_size
-        return self.transform([np.zeros((size, size, 3), np.uint8)], None)
+        return self.transform([np.zeros((size, size, 3), np.uint8)], EVALUATION)

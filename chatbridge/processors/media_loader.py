@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from torch import Tensor
 
 from chatbridge.common.batch import RawMedia
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.contracts import Processor
 from chatbridge.processors.base import ArchiveMember, Blob, MediaError, MissingMedia, media_errors
 
@@ -50,20 +50,20 @@ class MediaLoader:
         self._cache: OrderedDict[tuple[str, str | ArchiveMember], Tensor] = OrderedDict()
         self._cached = 0
 
-    def load(self, modality: str, file: str | ArchiveMember, rng: random.Random | None = None) -> Tensor | RawMedia:
-        """One medium as [T, ...]; `rng` given means training. Do not write to the tensor: it may be cached.
+    def load(self, modality: str, file: str | ArchiveMember, mode: ReadMode = EVALUATION) -> Tensor | RawMedia:
+        """One medium as [T, ...]. Do not write to the tensor: it may be cached.
 
         Raises:
             MediaError: when the file is missing, outside its folder, or cannot be used.
             ValueError: when no processor or folder is given for the modality.
         """
-        if rng is not None or not self.cache_bytes:
-            return self._load(modality, file, rng)
+        if isinstance(mode, Training) or not self.cache_bytes:
+            return self._load(modality, file, mode)
         where = (modality, file)
         if where in self._cache:
             self._cache.move_to_end(where)
             return self._cache[where]
-        tensor = self._load(modality, file, None)
+        tensor = self._load(modality, file, mode)
         size = tensor.numel() * tensor.element_size()
         if size <= self.cache_bytes:
             self._cache[where] = tensor
@@ -107,12 +107,12 @@ class MediaLoader:
         tried = " ".join(processor.extensions)
         raise MissingMedia(name, f"no such {modality} in {root} (tried the name itself and the endings {tried})")
 
-    def _load(self, modality: str, file: str | ArchiveMember, rng: random.Random | None) -> Tensor | RawMedia:
+    def _load(self, modality: str, file: str | ArchiveMember, mode: ReadMode) -> Tensor | RawMedia:
         """What the processor makes of a file; whatever it raises, a plugin's included, is a MediaError."""
         processor = self._processor(modality)
         source = Blob(file.name, file.read()) if isinstance(file, ArchiveMember) else self.find(modality, file)
         with media_errors(source):
-            return processor.load(source, rng)
+            return processor.load(source, mode)
 
     def _processor(self, modality: str) -> Processor:
         if modality not in self.processors:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from chatbridge.common.read_mode import ReadMode, Training
+
 
 def split_groups(count: int, groups: int) -> list[range]:
     """`count` items cut into contiguous groups of almost equal size; the first groups take the remainder.
@@ -22,10 +24,10 @@ def split_groups(count: int, groups: int) -> list[range]:
     return [range(starts[i], starts[i + 1]) for i in range(groups)]
 
 
-def pick(groups: Sequence[Sequence[int]], rng: random.Random | None) -> list[int]:
-    """One item of each group: a random one with `rng`, else the middle one (the lower of two)."""
-    if rng is not None:
-        return [rng.choice(group) for group in groups]
+def pick(groups: Sequence[Sequence[int]], mode: ReadMode) -> list[int]:
+    """One item of each group: a random one in training, else the middle one (the lower of two)."""
+    if isinstance(mode, Training):
+        return [mode.rng.choice(group) for group in groups]
     return [group[(len(group) + 1) // 2 - 1] for group in groups]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import key
 from chatbridge.processors.base import MediaError, Source, is_folder, media_errors
@@ -63,37 +63,37 @@ class VideoProcessor:
     def shape(self) -> tuple[int, ...]:
         return (self.config.num_frames, 3, self.config.image_size, self.config.image_size)
 
-    def load(self, source: Source, rng: random.Random | None = None) -> Tensor | RawPixels:
-        """float32 [T, 3, H, W]; `rng` given means training, raw with ``preprocess_on: device``. Raises MediaError."""
+    def load(self, source: Source, mode: ReadMode = EVALUATION) -> Tensor | RawPixels:
+        """float32 [T, 3, H, W]; in training raw with ``preprocess_on: device``. Raises MediaError."""
         c = self.config
         with media_errors(source):
             if is_folder(source):
-                frames = self._from_folder(Path(source), rng)
+                frames = self._from_folder(Path(source), mode)
             else:
                 frames = read_frames(
-                    source, lambda count: self.indices(count, rng), c.max_pixels, c.read_seconds, c.max_side
+                    source, lambda count: self.indices(count, mode), c.max_pixels, c.read_seconds, c.max_side
                 )
-            return self.transform(frames, rng)
+            return self.transform(frames, mode)
 
     def blank(self) -> Tensor:
         """`num_frames` black frames, normalised like any other."""
         size = self.config.image_size
-        return self.transform([np.zeros((size, size, 3), np.uint8)] * self.config.num_frames, None)
+        return self.transform([np.zeros((size, size, 3), np.uint8)] * self.config.num_frames, EVALUATION)
 
-    def indices(self, frames: int, rng: random.Random | None = None) -> list[int]:
+    def indices(self, frames: int, mode: ReadMode = EVALUATION) -> list[int]:
         """Which frames of a video file of `frames` frames are taken, first to last."""
         c = self.config
-        rule = c.eval_sampling if rng is None else c.train_sampling
+        rule = c.train_sampling if isinstance(mode, Training) else c.eval_sampling
         if rule == "uniform":
             return self.uniform(frames, c.num_frames)
         if rule == "headtail":
-            return self.headtail(frames, c.num_frames, rng)
-        return pick(frame_groups(frames, c.num_frames), rng)
+            return self.headtail(frames, c.num_frames, mode.rng)
+        return pick(frame_groups(frames, c.num_frames), mode)
 
-    def _from_folder(self, folder: Path, rng: random.Random | None) -> list[np.ndarray]:
+    def _from_folder(self, folder: Path, mode: ReadMode) -> list[np.ndarray]:
         names = frame_names(folder)
-        chosen = pick(frame_groups(len(names), self.config.num_frames), rng)
-        return [self.transform.read(folder / names[i], rng is not None) for i in chosen]
+        chosen = pick(frame_groups(len(names), self.config.num_frames), mode)
+        return [self.transform.read(folder / names[i], mode) for i in chosen]
 
 
 def frame_names(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from chatbridge.common.checkpoint import resolve_checkpoint
 from chatbridge.common.optim import build_optimizers
+from chatbridge.common.read_mode import Training
 from chatbridge.common.registry import DATASETS, LOGGERS, MODELS
 from chatbridge.common.run_folder import check_folder
 from chatbridge.common.schema import ConfigError
@@ -223,7 +224,9 @@ def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> i
         try:
             record, kind = dataset.record(index), dataset.kinds[0]
             if tokenizer is None:
-                media = [dataset.media.load(m, file, rng) for m in kind.modalities for file in record.files_of(m)]
+                media = [
+                    dataset.media.load(m, file, Training(rng)) for m in kind.modalities for file in record.files_of(m)
+                ]
             else:
                 example = dataset.read(record, kind) if dataset.prompt_only else dataset.draw(record, rng)
                 media = [medium for several in example.media.values() for medium in several]

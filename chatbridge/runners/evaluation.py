@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from chatbridge.common.documents import write_whole
+from chatbridge.common.read_mode import EVALUATION
 from chatbridge.common.registry import RUNNERS
 from chatbridge.common.run_folder import RunLock
 from chatbridge.conversation.stop import StopOnText
@@ -162,7 +163,7 @@ class EvaluationRunner:
             "media": {modality: _files(dataset, record, modality) for modality in kind.modalities},
         }  # fmt: skip
         with contextlib.suppress(ValueError), sample_errors:
-            rendered = dataset.parts.task.render(record, kind, None, question.item, True)
+            rendered = dataset.parts.task.render(record, kind, EVALUATION, question.item, True)
             row |= {"id": rendered.id, "question": rendered.question, "references": list(rendered.references)}
         if isinstance(answer, ValueError):
             logger.warning("%s: no answer to %s: %s", dataset.name, row["id"], answer)

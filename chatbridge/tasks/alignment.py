@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 from chatbridge.common.registry import PROCESSORS, TASKS
 from chatbridge.common.schema import key
 from chatbridge.conversation.prompt import caption_segments
@@ -45,11 +45,11 @@ class AlignmentTask(BaseTask):
         self,
         record: Record,
         kind: TaskKind,
-        rng: random.Random | None = None,
+        mode: ReadMode = EVALUATION,
         item: int | None = None,
         prompt_only: bool = False,
     ) -> Rendered:
-        caption = None if prompt_only else caption_of(record, rng, self.clean)
+        caption = None if prompt_only else caption_of(record, mode, self.clean)
         segments = caption_segments(sources_of(record, kind.modalities), caption, self.config.end_sym)
         references = record.references or record.captions
         return Rendered(record.id, segments, "", references, record.group)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 from chatbridge.conversation.segments import Segment
 from chatbridge.conversation.tokens import TokenizedSample, fit_into, tokenize
 from chatbridge.datasets.collate import Collator
@@ -58,14 +58,14 @@ class BaseTask(ABC):
         self,
         record: Record,
         kind: TaskKind,
-        rng: random.Random | None = None,
+        mode: ReadMode = EVALUATION,
         item: int | None = None,
         prompt_only: bool = False,
     ) -> Rendered:
         """One sample of a record.
 
         Args:
-            rng: draws among templates, captions and questions in training; None takes the first of each.
+            mode: in training templates, captions and questions are drawn; in evaluation the first of each is taken.
             item: which question of a record with several.
             prompt_only: leave the last answer out, for the model to give.
         """

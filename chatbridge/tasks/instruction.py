@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
+from chatbridge.common.read_mode import EVALUATION, ReadMode
 from chatbridge.common.registry import TASKS
 from chatbridge.common.schema import key
 from chatbridge.conversation.dialogue import HUMAN
@@ -47,11 +47,11 @@ class InstructionTask(BaseTask):
         self,
         record: Record,
         kind: TaskKind,
-        rng: random.Random | None = None,
+        mode: ReadMode = EVALUATION,
         item: int | None = None,
         prompt_only: bool = False,
     ) -> Rendered:
-        sample = self._maker(kind).sample(record, rng, item)
+        sample = self._maker(kind).sample(record, mode, item)
         dialogue = sample.dialogue.opened() if prompt_only else sample.dialogue
         question = next((turn.text for turn in reversed(dialogue.turns) if turn.role == HUMAN), "")
         return Rendered(sample.id, self.prompt.segments(dialogue), question, sample.references, sample.group)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION
 from chatbridge.processors.base import MediaError, media_errors, readable
 from chatbridge.processors.containers import check_whole, decodable, open_container
 from chatbridge.processors.picture_files import MAX_PIXELS, check_size
@@ -56,7 +57,7 @@ def write_frames(
 
 def by_number(video: Path, count: int) -> list[np.ndarray]:
     """The middle frames of `count` equal parts, uint8 [H, W, 3] each; every frame of a shorter video."""
-    return read_frames(video, lambda frames: pick(frame_groups(frames, min(count, frames)), None), MAX_PIXELS)
+    return read_frames(video, lambda frames: pick(frame_groups(frames, min(count, frames)), EVALUATION), MAX_PIXELS)
 
 
 def by_time(video: Path, fps: float) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ from typing import Any
 from chatbridge import register_all
 from chatbridge.common.config import LoadedConfig, load_config
 from chatbridge.common.documents import repaired
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.registry import DATASETS
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts, Record, ShardDataset, TaskDataset, TaskKind
 from chatbridge.datasets.base import sample_errors
@@ -126,12 +127,12 @@ class ValidationTarget:
         """What is wrong with a sample whose entry is well formed."""
         dataset, label = self.datasets[name], f"{name}: {record.id}"
         drops = [Drop(label, MALFORMED, text, where) for text in empty_texts(record, dataset.kinds)]
-        media_rng = rng if name in self.trained and dataset.config.augment else None
+        mode = Training(rng) if name in self.trained and dataset.config.augment else EVALUATION
         for modality in dict.fromkeys(m for kind in dataset.kinds for m in kind.modalities):
             for file in record.files_of(modality):
                 try:
                     with sample_errors:
-                        dataset.media.load(modality, file, media_rng)
+                        dataset.media.load(modality, file, mode)
                 except ValueError as error:
                     drops.append(_drop(label, where, error, f"{modality} "))
         if not drops:
@@ -169,9 +170,9 @@ def _write(dataset: TaskDataset, record: Record) -> None:
     for kind in dataset.kinds:
         for item in task.items(record, kind):
             if tokenizer is None:
-                task.render(record, kind, None, item, dataset.prompt_only)
+                task.render(record, kind, EVALUATION, item, dataset.prompt_only)
             else:
-                _, tokens = dataset.written(record, kind, None, item)
+                _, tokens = dataset.written(record, kind, EVALUATION, item)
                 dataset.checked(Example(tokens))
     if tokenizer is not None:
         questions = [text for question, answers in record.pairs for text in (question, *answers)]

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.processors import (
     AudioConfig,
     AudioProcessor,
@@ -167,8 +168,8 @@ def loads(folder: Path, modality: str) -> dict[str, dict[str, Any]]:
     found = entries(folder)
     assert found
     for entry in found:
-        for rng in (None, random.Random(0)):
-            assert loader.load(modality, entry[f"{modality}_id"], rng).shape == SMALL[modality].shape
+        for mode in (EVALUATION, Training(random.Random(0))):
+            assert loader.load(modality, entry[f"{modality}_id"], mode).shape == SMALL[modality].shape
     counts = manifest(folder)
     assert counts["counts"]["kept"] == len(found) == counts["media"][modality]["files"]
     return {entry["id"]: entry for entry in found}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chatbridge.common.read_mode import Training
 from chatbridge.conversation import Templates
 from chatbridge.datasets import AnnotationFile, TaskKind
 from chatbridge.datasets.dialogues import DialogueMaker
@@ -43,7 +44,7 @@ def readable(out, name) -> list[str]:
     for record in AnnotationFile(annotations, [kind]):
         for modality in kind.modalities:
             for file in record.files_of(modality):
-                assert loader.load(modality, file, random.Random(0)).shape == SMALL[modality].shape
+                assert loader.load(modality, file, Training(random.Random(0))).shape == SMALL[modality].shape
         said += [turn.text for turn in maker.sample(record).dialogue.turns if turn.text]
     return said
 

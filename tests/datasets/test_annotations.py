@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.schema import ConfigError, bind
 from chatbridge.conversation import PromptFormat, Source, Templates
 from chatbridge.datasets.annotations import AnnotationFile
@@ -30,11 +31,11 @@ def write(folder, entries, name="a.json"):
     return file
 
 
-def make(kind, entry, known=None, rng=None):
+def make(kind, entry, known=None, mode=EVALUATION):
     kind = TaskKind.parse(kind, known)
     record = Record.parse(entry)
     record.check(kind)
-    return DialogueMaker(kind, Templates.load()).sample(record, rng)
+    return DialogueMaker(kind, Templates.load()).sample(record, mode)
 
 
 def text_of(sample):
@@ -133,7 +134,7 @@ def test_lists_of_answers():
     entry = {"image_id": "i", "question": "q?", "answer": ["red", "blue", "blue"], "group": "color"}
     sample = make("ti-shortqa", entry)
     assert (sample.dialogue.answer, sample.references, sample.group) == ("blue", ("red", "blue", "blue"), "color")
-    drawn = [make("ti-shortqa", entry, rng=random.Random(seed)).dialogue.answer for seed in range(60)]
+    drawn = [make("ti-shortqa", entry, mode=Training(random.Random(seed))).dialogue.answer for seed in range(60)]
     assert set(drawn) == {"red", "blue"}
     assert drawn.count("blue") > drawn.count("red")
 
@@ -176,7 +177,7 @@ def test_tags_are_removed_wherever_they_stand():
 def test_captions_for_stage_1():
     record = Record.parse({"video_id": "v", "desc": ["A Man-made Lake!", "two"]})
     assert caption_of(record) == "a man made lake!"
-    assert {caption_of(record, random.Random(i)) for i in range(20)} == {"a man made lake!", "two"}
+    assert {caption_of(record, Training(random.Random(i))) for i in range(20)} == {"a man made lake!", "two"}
     with pytest.raises(ValueError, match="'v' has no caption"):
         caption_of(Record.parse({"video_id": "v"}))
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from chatbridge.common.batch import RawMedia
+from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.demo.previews import preview
 from chatbridge.inference import Medium
@@ -54,8 +55,8 @@ class Media(Target):
         given, modality = self._write(rng, folder)
         shown = modality if rng.random() < 0.8 else rng.choice(MODALITIES)
         processor = rng.choice(self.processors[shown])
-        yield f"load {shown} in evaluation", partial(_loaded, processor, given, None)
-        yield f"load {shown} in training", partial(_loaded, processor, given, random.Random(1))
+        yield f"load {shown} in evaluation", partial(_loaded, processor, given, EVALUATION)
+        yield f"load {shown} in training", partial(_loaded, processor, given, Training(random.Random(1)))
         limits = MediaLimits()
         yield "limits", partial(limits.check, given)
         yield "modality", partial(guess_modality, given, MODALITIES)
@@ -122,9 +123,9 @@ def _sounds() -> list[dict[str, Any]]:
     return [small, small, small | {"preprocess_on": "device"}, small | {"channel": "mean", "clips": 2}]
 
 
-def _loaded(processor: Any, source: Source, rng: random.Random | None) -> None:
+def _loaded(processor: Any, source: Source, mode: ReadMode) -> None:
     """As a dataset does; what comes must be of the shape that was promised, and numbers."""
-    found = processor.load(source, rng)
+    found = processor.load(source, mode)
     if isinstance(found, RawMedia):
         found = found.finished()[0]
     # The original takes fewer frames of a short video.

@@ -7,6 +7,7 @@ import soundfile
 import torch
 
 from chatbridge.common.batch import stack_media
+from chatbridge.common.read_mode import EVALUATION
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.base import MediaError
 from chatbridge.processors.sampling import pick, split_groups
@@ -80,7 +81,7 @@ def test_groups_and_choice(case):
         available = frames // length + 1
         groups = split_groups(max(available, clips), clips)
         assert [list(g) for g in groups] == expected["groups"]
-        chosen = pick(groups, None)
+        chosen = pick(groups, EVALUATION)
         assert original.choose(available) == chosen == [g[i] for g, i in zip(groups, _positions(expected), strict=True)]
         ours = processor(case, clips)
         full = -(-frames // length)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.image import PixelTransform
 from chatbridge.processors.video import VideoConfig
@@ -34,7 +35,7 @@ def test_training_mapper(case, picture, compat, antialias):
     """Squashed bilinearly as a float tensor; in training there is nothing random about it."""
     expected = case.outputs[f"mapper_none_antialias_{antialias}"]
     ours = processor(case, compat=compat)
-    torch.testing.assert_close(ours.load(picture, random.Random(0)), expected, **CLOSE)
+    torch.testing.assert_close(ours.load(picture, Training(random.Random(0))), expected, **CLOSE)
     evaluated = processor(case, compat=compat, eval_resize="bilinear").load(picture)
     torch.testing.assert_close(evaluated, expected, **CLOSE)
 
@@ -60,4 +61,4 @@ def test_evaluation_of_frames(case):
     clip_cthw, expected = case.inputs["clip_cthw"], case.outputs["alpro_eval_transform"]
     transform = PixelTransform(VideoConfig(image_size=c["resolution"], mean=c["mean"], std=c["std"]))
     frames = list(clip_cthw.permute(1, 2, 3, 0).to(torch.uint8).numpy())
-    torch.testing.assert_close(transform(frames, None).transpose(0, 1), expected, **CLOSE)
+    torch.testing.assert_close(transform(frames, EVALUATION).transpose(0, 1), expected, **CLOSE)

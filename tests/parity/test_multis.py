@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chatbridge.common.read_mode import Training
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.templates import Templates
 from chatbridge.datasets.dialogues import DialogueMaker, clean_tags
@@ -53,7 +54,7 @@ def render(result, item, compat, templates):
     record = parse(result["annotation"])
     record.check(kind)
     rng = Chooser(item)
-    sample = maker(kind, templates).sample(record, rng)
+    sample = maker(kind, templates).sample(record, Training(rng))
     return PromptFormat().text(sample.dialogue), sample.id, rng.log
 
 

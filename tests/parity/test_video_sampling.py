@@ -8,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.original import processors as original
 from chatbridge.processors.sampling import frame_groups, headtail, pick, uniform
 from chatbridge.processors.video import VideoConfig, VideoProcessor
@@ -23,13 +24,13 @@ def test_groups(results):
         groups = frame_groups(r["frames"], r["n"])
         assert [[g[0], g[-1], len(g)] for g in groups] == r["mapper_train_groups_first_last_len"], r["frames"]
         ours = VideoProcessor(VideoConfig(num_frames=r["n"], eval_sampling="groups"))
-        assert ours.indices(r["frames"]) == pick(groups, None) == r["mapper_eval"]
+        assert ours.indices(r["frames"]) == pick(groups, EVALUATION) == r["mapper_eval"]
 
 
 def test_training_choice_with_seed_zero(results):
     for r in results:
         ours = VideoProcessor(VideoConfig(num_frames=r["n"]))
-        assert ours.indices(r["frames"], random.Random(0)) == r["mapper_train_seed0"], r["frames"]
+        assert ours.indices(r["frames"], Training(random.Random(0))) == r["mapper_train_seed0"], r["frames"]
 
 
 def test_uniform(results):

@@ -27,7 +27,7 @@ class ThermalProcessor:
     def __init__(self, config: ThermalConfig):
         self.shape = (1, 1, config.side, config.side)
 
-    def load(self, source, rng=None) -> Tensor:
+    def load(self, source, mode=None) -> Tensor:
         if not Path(source).is_file():
             raise MediaError(str(source), "does not exist")
         return torch.from_numpy(np.load(source)).float().reshape(self.shape)

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from chatbridge.common.read_mode import Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.audio import AudioProcessor
 from chatbridge.processors.base import Blob, MediaError, Processor
@@ -117,11 +118,11 @@ def test_middle_clip_in_evaluation(count, chosen):
 def test_random_clips_in_training():
     """Every clip comes up, and no empty one, even when the length is an exact multiple of the clip's."""
     ours, sound = processor(), frames(3 * 128)
-    clips = [ours.clips(sound, 16000, random.Random(seed)) for seed in range(30)]
+    clips = [ours.clips(sound, 16000, Training(random.Random(seed))) for seed in range(30)]
     assert len({clip.sum().item() for clip in clips}) == 3
     assert all(clip[0].any(1).all() for clip in clips)
     original = processor(compat="original")
-    empty = [not original.clips(sound, 16000, random.Random(seed)).any() for seed in range(30)]
+    empty = [not original.clips(sound, 16000, Training(random.Random(seed))).any() for seed in range(30)]
     assert any(empty), "the original has an empty fourth clip"
 
 

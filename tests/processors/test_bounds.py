@@ -15,6 +15,7 @@ import torch
 import torchaudio
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.inference.limits import LimitExceeded, MediaLimits
 from chatbridge.processors import (
     AudioConfig,
@@ -50,9 +51,9 @@ def test_a_picture_with_a_long_side(width, height):
     """Made 224 pixels wide before it is made 224 high, the first would have 18 thousand million."""
     blob = Blob("thin.png", png(width, height))
     reason = rf"thin\.png: has {width} x {height} pixels, a longer side than max_side = 65535 allows"
-    for rng in (None, random.Random(0)):
+    for mode in (EVALUATION, Training(random.Random(0))):
         with pytest.raises(MediaError, match=reason):
-            ImageProcessor(ImageConfig()).load(blob, rng)
+            ImageProcessor(ImageConfig()).load(blob, mode)
     with pytest.raises(LimitExceeded, match=rf"{width} x {height}"):
         MediaLimits().check(blob)
     with pytest.raises(MediaError, match="max_side = 50 allows"):
@@ -171,7 +172,7 @@ def test_a_sound_at_an_odd_rate_is_a_sound(tmp_path, place):
     ours = AudioProcessor(AudioConfig(preprocess_on=place, frames_per_clip=64))
     for rate, near in ((44101, 44100), (15999, 16000)):
         path = write_wav(tmp_path / "a.wav", tone(1.0, near), near)
-        loaded, expected = (ours.load(source, random.Random(0)) for source in (at_rate(path, rate), path))
+        loaded, expected = (ours.load(source, Training(random.Random(0))) for source in (at_rate(path, rate), path))
         if place == "device":
             loaded, expected = loaded.finished()[0], expected.finished()[0]
         assert (loaded - expected).abs().mean() < 0.03

@@ -14,6 +14,7 @@ from PIL import Image
 
 import train
 from chatbridge.common.batch import RawMedia, stack_media
+from chatbridge.common.read_mode import Training
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.encoders.beats import BeatsConfig
 from chatbridge.models.projectors import QFormerConfig
@@ -54,7 +55,10 @@ def test_pixels_differ_by_rounding(transform, size):
     worker, device = both(config)
     for seed in range(4):
         source = noise(*size, seed=seed)
-        expected, raw = worker.load(source, random.Random(seed)), device.load(source, random.Random(seed))
+        expected, raw = (
+            worker.load(source, Training(random.Random(seed))),
+            device.load(source, Training(random.Random(seed))),
+        )
         assert isinstance(raw, RawMedia) and raw.shape == worker.shape and raw.pixels.dtype == torch.uint8
         distance = (raw.finished()[0] - expected).abs()
         assert distance.max() <= 1.01 * LEVEL and distance.mean() <= 0.4 * LEVEL
@@ -64,14 +68,14 @@ def test_pixels_differ_by_rounding(transform, size):
 
 def test_bicubic_pixels_are_the_same():
     worker, device = both(ImageConfig(image_size=28, train_resize="bicubic"))
-    raw = device.load(noise(50, 40), random.Random(0))
-    assert torch.equal(raw.finished()[0], worker.load(noise(50, 40), random.Random(0)))
+    raw = device.load(noise(50, 40), Training(random.Random(0)))
+    assert torch.equal(raw.finished()[0], worker.load(noise(50, 40), Training(random.Random(0))))
 
 
 def test_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", [0, 80, 160, 240] * 3, size=(96, 128), left_green=True)
     worker, device = both(VideoConfig(image_size=28), VideoProcessor)
-    raw, expected = device.load(path, random.Random(1)), worker.load(path, random.Random(1))
+    raw, expected = device.load(path, Training(random.Random(1))), worker.load(path, Training(random.Random(1)))
     assert raw.shape == worker.shape and raw.pixels.shape == (1, 4, 28, 28, 3)
     assert ((raw.finished()[0] - expected).abs() * worker.transform.std).max() <= 1.01 * LEVEL
 
@@ -105,8 +109,8 @@ def test_filter_banks_of_a_batch(tmp_path, keys, dtype, together):
     """As on the CPU and as on a GPU: all sounds of a batch at once give what each gives by itself."""
     worker, device = both(AudioConfig(frames_per_clip=64, **keys), AudioProcessor)
     paths = write_sounds(tmp_path)
-    expected = torch.stack([worker.load(path, random.Random(i)) for i, path in enumerate(paths)])
-    raw = stack_media([device.load(path, random.Random(i)) for i, path in enumerate(paths)])
+    expected = torch.stack([worker.load(path, Training(random.Random(i))) for i, path in enumerate(paths)])
+    raw = stack_media([device.load(path, Training(random.Random(i))) for i, path in enumerate(paths)])
     assert len(raw) == len(paths) and raw.shape == worker.shape
     torch.testing.assert_close(raw.analysed(dtype, together), expected, atol=5e-4, rtol=0)
 
@@ -115,7 +119,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
     """Half the bytes of floats, and the very same samples."""
     soundfile.write(tmp_path / "a.flac", tone(0.5, 44100), 44100, subtype="PCM_16")
     _, device = both(AudioConfig(frames_per_clip=64), AudioProcessor)
-    raw = device.load(tmp_path / "a.flac", random.Random(0))
+    raw = device.load(tmp_path / "a.flac", Training(random.Random(0)))
     samples, _ = soundfile.read(tmp_path / "a.flac", dtype="int16")
     assert raw.samples.dtype == torch.int16 and raw.samples[0, 0].tolist() == samples.tolist()
 
@@ -124,16 +128,16 @@ def test_a_clip_carries_its_own_samples_only(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 44100 * 30), 44100)
     worker, device = both(AudioConfig(frames_per_clip=64), AudioProcessor)
     for seed in range(5):
-        raw = device.load(tmp_path / "a.wav", random.Random(seed))
+        raw = device.load(tmp_path / "a.wav", Training(random.Random(seed)))
         assert raw.samples.shape[-1] < 0.7 * 44100
-        expected = worker.load(tmp_path / "a.wav", random.Random(seed))
+        expected = worker.load(tmp_path / "a.wav", Training(random.Random(seed)))
         torch.testing.assert_close(raw.finished()[0], expected, atol=1e-5, rtol=0)
 
 
 def test_media_that_differ_are_finished_before_they_share_a_batch():
     worker, device = both(ImageConfig(image_size=8))
     other = ImageProcessor(ImageConfig(image_size=8, preprocess_on="device", mean=[0.5] * 3, std=[0.5] * 3))
-    media = [p.load(noise(8, 8), random.Random(0)) for p in (device, device, other, worker)]
+    media = [p.load(noise(8, 8), Training(random.Random(0))) for p in (device, device, other, worker)]
     assert isinstance(stack_media(media[:2]), RawMedia)
     for mixed in (media[1:3], media[2:]):
         stacked = stack_media(mixed)
@@ -152,14 +156,16 @@ def test_a_bridge_finishes_what_it_is_given(tmp_path):
     torch.manual_seed(0)
     bridge = Bridge(config, 16).eval()
     worker, device = both(AudioConfig(frames_per_clip=64), AudioProcessor)
-    raw = stack_media([device.load(tmp_path / "a.wav", random.Random(0))] * 3)
-    assert torch.equal(bridge(raw), bridge(torch.stack([worker.load(tmp_path / "a.wav", random.Random(0))] * 3)))
+    raw = stack_media([device.load(tmp_path / "a.wav", Training(random.Random(0)))] * 3)
+    assert torch.equal(
+        bridge(raw), bridge(torch.stack([worker.load(tmp_path / "a.wav", Training(random.Random(0)))] * 3))
+    )
 
 
 def test_half_precision_regions_do_not_reach_the_filter_banks(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(0.5, 44100), 44100)
     _, device = both(AudioConfig(frames_per_clip=64), AudioProcessor)
-    raw = device.load(tmp_path / "a.wav", random.Random(0))
+    raw = device.load(tmp_path / "a.wav", Training(random.Random(0)))
     outside = raw.finished()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(raw.finished(), outside)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from chatbridge.common.documents import LFS_REASON
+from chatbridge.common.read_mode import Training
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts
 from chatbridge.inference.attachments import Medium, guess_modality, video_sound_problem
 from chatbridge.inference.limits import MediaLimits
@@ -167,7 +168,7 @@ class Odd:
     def __init__(self, error: BaseException):
         self.error = error
 
-    def load(self, source, rng=None):
+    def load(self, source, mode=None):
         raise self.error
 
     def blank(self):
@@ -192,7 +193,7 @@ def test_what_is_meant_to_end_a_program_does(tmp_path, error):
 
 def test_a_plugin_s_odd_sample_is_replaced_and_counted(tmp_path):
     class Thermal(Odd):
-        def load(self, source, rng=None):
+        def load(self, source, mode=None):
             return torch.zeros(self.shape) if "good" in str(source) else super().load(source)
 
     for name in ("good", "bad"):
@@ -279,7 +280,7 @@ def test_a_large_jpeg_has_a_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_files, "within", lambda seconds, name, decode: asked.append(seconds) or decode())
     monkeypatch.setattr(picture_files, "AT_ONCE_PIXELS", 100)
     Image.fromarray(np.zeros((11, 11, 3), np.uint8)).save(tmp_path / "a.jpg")
-    PROCESSORS["image"].load(tmp_path / "a.jpg", random.Random(0))
+    PROCESSORS["image"].load(tmp_path / "a.jpg", Training(random.Random(0)))
     assert asked == [60.0]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.image import ImageConfig, ImageProcessor
@@ -59,8 +60,8 @@ def test_bytes_equal_file(noise):
 
 def test_training_differs_from_evaluation_only_by_its_resampling(noise):
     same = processor(train_resize="bicubic")
-    assert torch.equal(same.load(noise, random.Random(0)), same.load(noise))
-    assert not torch.equal(processor().load(noise, random.Random(0)), processor().load(noise))
+    assert torch.equal(same.load(noise, Training(random.Random(0))), same.load(noise))
+    assert not torch.equal(processor().load(noise, Training(random.Random(0))), processor().load(noise))
 
 
 def test_camera_rotation(tmp_path):
@@ -110,12 +111,12 @@ def test_animation_gives_its_first_picture(tmp_path):
 def test_crop_flip(noise):
     """Reproducible by seed, different between seeds, mirrored about half of the time."""
     ours = processor(transform="crop_flip", image_size=32)
-    views = [ours.load(noise, random.Random(seed)) for seed in range(8)]
-    assert torch.equal(views[3], ours.load(noise, random.Random(3)))
+    views = [ours.load(noise, Training(random.Random(seed))) for seed in range(8)]
+    assert torch.equal(views[3], ours.load(noise, Training(random.Random(3))))
     assert len({view.sum().item() for view in views}) == 8
     assert all(view.shape == ours.shape for view in views)
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
-    flips = [ours.transform([ramp], random.Random(seed))[0, 0, 0].diff().sum() < 0 for seed in range(40)]
+    flips = [ours.transform([ramp], Training(random.Random(seed)))[0, 0, 0].diff().sum() < 0 for seed in range(40)]
     assert 8 < sum(flips) < 32
 
 
@@ -131,8 +132,8 @@ def test_crop_flip_evaluation_keeps_the_ratio_and_takes_the_middle(tmp_path):
 def test_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (9, 9, 9)).save(tmp_path / "a.png")
     for transform in ("squash", "crop_flip"):
-        for rng in (None, random.Random(0)):
-            assert colour(processor(transform=transform).load(tmp_path / "a.png", rng)) == [9, 9, 9]
+        for mode in (EVALUATION, Training(random.Random(0))):
+            assert colour(processor(transform=transform).load(tmp_path / "a.png", mode)) == [9, 9, 9]
 
 
 def test_missing(tmp_path):

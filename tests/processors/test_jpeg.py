@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbridge.common.read_mode import Training
 from chatbridge.processors import Blob, ImageConfig, ImageProcessor, MediaError, picture_files
 from chatbridge.processors.picture_files import decode_plain, has_end, jpeg_header, read_rgb
 
@@ -101,11 +102,11 @@ def test_large_pictures_are_decoded_at_a_fraction(monkeypatch, gap, decoded):
     ours = ImageProcessor(ImageConfig(image_size=100, reducing_gap=gap))
     fit = ours.transform._fit
     monkeypatch.setattr(ours.transform, "_fit", lambda frame, *rest: seen.append(frame.shape[:2]) or fit(frame, *rest))
-    training, evaluation = ours.load(Blob("a.jpg", data), random.Random(0)), ours.load(Blob("a.jpg", data))
+    training, evaluation = ours.load(Blob("a.jpg", data), Training(random.Random(0))), ours.load(Blob("a.jpg", data))
     assert seen == [decoded, (400, 600)]
     whole = ImageProcessor(ImageConfig(image_size=100))
     assert torch.equal(evaluation, whole.load(Blob("a.jpg", data)))
-    distance = (training - whole.load(Blob("a.jpg", data), random.Random(0))).abs().mean()
+    distance = (training - whole.load(Blob("a.jpg", data), Training(random.Random(0)))).abs().mean()
     assert distance == 0 if decoded == (400, 600) else 0 < distance < 0.1
 
 

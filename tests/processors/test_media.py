@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbridge.common.read_mode import Training
 from chatbridge.common.registry import PROCESSORS
 from chatbridge.common.schema import bind
 from chatbridge.processors.audio import AudioConfig, AudioProcessor
@@ -108,7 +109,7 @@ def test_cache_holds_evaluation_tensors_only(folder):
     (folder / "images/1.png").unlink()
     assert loader.load("image", "1.png") is first
     with pytest.raises(MediaError):
-        loader.load("image", "1.png", random.Random(0))
+        loader.load("image", "1.png", Training(random.Random(0)))
 
 
 def test_cache_forgets_the_least_recently_used(folder):
@@ -140,7 +141,7 @@ def test_a_processor_from_outside(folder):
     class Thermal:
         modality, extensions, shape = "thermal", (".heat",), (1, 2)
 
-        def load(self, source, rng=None):
+        def load(self, source, mode=None):
             return torch.tensor([[float(v) for v in source.read_text().split()]])
 
         def blank(self):

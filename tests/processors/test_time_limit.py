@@ -10,6 +10,7 @@ import threading
 import pytest
 import soundfile
 
+from chatbridge.common.read_mode import Training
 from chatbridge.datasets import AnnotatedDataset, AnnotationsConfig, Parts
 from chatbridge.processors import (
     AudioConfig,
@@ -107,7 +108,7 @@ def test_training_takes_another_sample_and_says_so(tmp_path, monkeypatch, never)
         kind="tv-cap", annotations=str(tmp_path / "list.json"), media={"video": str(tmp_path)}, batch_size=1
     )
     dataset = AnnotatedDataset(config, "clips", parts)
-    assert dataset.read(dataset.record(0), dataset.kinds[0], random.Random(0))
+    assert dataset.read(dataset.record(0), dataset.kinds[0], Training(random.Random(0)))
     example, entries = dataset.example(1, 0)
     assert example.tokens.id == "good.mp4" and entries
     for entry in entries:

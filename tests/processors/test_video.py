@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.processors.base import Blob, MediaError, Processor
 from chatbridge.processors.video import VideoConfig, VideoProcessor
 from chatbridge.processors.video_files import _with_av, _with_decord
@@ -46,14 +47,14 @@ def test_evaluation_and_training_frames(video):
     assert loaded.shape == ours.shape == (4, 3, 16, 16) and loaded.dtype == torch.float32
     assert frames_seen(loaded) == [0, 1, 2, 3]
     assert frames_seen(processor(eval_sampling="groups").load(video)) == [0, 2, 3, 4]
-    trained = {tuple(frames_seen(ours.load(video, random.Random(seed)))) for seed in range(12)}
+    trained = {tuple(frames_seen(ours.load(video, Training(random.Random(seed))))) for seed in range(12)}
     assert trained == {(0, 2, 3, 4), (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "headtail"])
 def test_other_training_rules(video, sampling):
     ours = processor(train_sampling=sampling, num_frames=3)
-    seen = frames_seen(ours.load(video, random.Random(1)))
+    seen = frames_seen(ours.load(video, Training(random.Random(1))))
     assert len(seen) == 3 and seen == sorted(seen)
 
 
@@ -61,14 +62,14 @@ def test_short_video_repeats_its_last_frame(folder):
     short = write_video(folder / "two.mp4", REDS[1:3])
     assert frames_seen(processor().load(short)) == [1, 2, 2, 2]
     assert frames_seen(processor(eval_sampling="groups").load(short)) == [1, 2, 2, 2]
-    assert frames_seen(processor().load(short, random.Random(0))) == [1, 2, 2, 2]
+    assert frames_seen(processor().load(short, Training(random.Random(0)))) == [1, 2, 2, 2]
 
 
 def test_pixels_are_those_of_the_frames(folder):
     """A wide video of two halves: squashed, it keeps them left and right, in the right colours."""
     path = write_video(folder / "wide.mp4", [200] * 4, size=(40, 120))
-    for rng in (None, random.Random(0)):
-        red, green, blue = processor().load(path, rng).mean((0, 2, 3)).tolist()
+    for mode in (EVALUATION, Training(random.Random(0))):
+        red, green, blue = processor().load(path, mode).mean((0, 2, 3)).tolist()
         assert abs(red - 200) < 8 and green < 8 and blue < 8
 
 
@@ -96,7 +97,7 @@ def test_crop_flip_is_one_for_all_frames(folder):
         Image.fromarray(ramp).save(path / f"{i}.png")
     ours = processor(transform="crop_flip", image_size=32)
     for seed in range(4):
-        frames = ours.load(path, random.Random(seed))
+        frames = ours.load(path, Training(random.Random(seed)))
         assert all(torch.equal(frames[0], frame) for frame in frames)
 
 
