@@ -194,7 +194,7 @@ class TaskDataset:
         Raises:
             ValueError: when `MAX_TRIES` samples in a row are unusable.
         """
-        rng, entries = self.rng(index, epoch), []
+        rng, entries = self.rng(epoch, index), []
         for _ in range(MAX_TRIES):
             identity, found = self.try_read(f"#{index}", partial(self.record, index), partial(self.draw, rng=rng))
             if isinstance(found, Example):
@@ -221,7 +221,7 @@ class TaskDataset:
             return identity, LedgerEntry(self.name, identity, file, reason)
 
     def rng(self, *place: int | str) -> random.Random:
-        """What a training sample's choices are drawn with: the seed and its place (epoch and index) decide them."""
+        """What a training sample's choices are drawn with: seed and place, epoch before index, decide them."""
         return random.Random("/".join(map(str, (self.parts.seed, self.name, *place))))
 
     def draw(self, record: Record, rng: random.Random) -> Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -220,7 +219,7 @@ def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> i
         return None
     size, first = len(dataset), None
     for index in dict.fromkeys(round(i * (size - 1) / (TRIED - 1)) for i in range(TRIED)):
-        rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/0/{index}")
+        rng = dataset.rng(0, index)
         try:
             record, kind = dataset.record(index), dataset.kinds[0]
             if tokenizer is None:

@@ -98,7 +98,7 @@ class ValidationTarget:
             with sample_errors:
                 record = dataset.record(index)
                 label = f"{name}: {record.id}"
-                drops = self._sample(name, where, record, dataset.rng(index, 0))
+                drops = self._sample(name, where, record, dataset.rng(0, index))
         except ValueError as error:
             drops = [_drop(label, where, error)]
         return SampleCheck(1, int(not drops), drops)
@@ -113,7 +113,7 @@ class ValidationTarget:
                     with sample_errors:
                         record = dataset.parse(shard, sample)
                         label = f"{name}: {record.id}"
-                        rng = random.Random(f"{dataset.parts.seed}/{dataset.name}/{number}/{place}/{index}")
+                        rng = dataset.rng(number, place, index)
                         drops = self._sample(name, where, record, rng)
                 except ValueError as error:
                     drops = [_drop(label, where, error)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from chatbridge.datasets.mixture import Component, Mixture, SampleMixture, StepMixture
+from tests.datasets import tools
 
 COMPONENTS = [Component("a", 10, 3.0, 4), Component("b", 7, 1.0, 2)]
 
@@ -168,3 +171,14 @@ def test_mixed_samples_read_in_sequence_have_no_number():
 def test_refuses_what_cannot_be_drawn_from(kind, components, message):
     with pytest.raises(ValueError, match=message):
         kind(components=components, seed=0, steps=1)
+
+
+def test_the_choices_that_a_seed_means_stay_as_they_are(tmp_path):
+    """They are drawn by seed, dataset, epoch and index, in this order."""
+    captions = [f"a red ball {word}" for word in tools.WORDS]
+    file = tools.write_folder(tmp_path / "folder", 4)
+    file.write_text(json.dumps([entry | {"caption": captions} for entry in json.loads(file.read_text())]))
+    dataset = tools.folder_set(tmp_path / "folder")
+    for epoch, index in ((0, 1), (1, 0), (1, 3), (3, 1)):
+        drawn = dataset.draw(dataset.record(index), random.Random(f"3/folder/{epoch}/{index}"))
+        assert dataset.example(index, epoch)[0].tokens == drawn.tokens
