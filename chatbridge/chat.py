@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         return talk(terminal, sys.stdin)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # nobody reads on; Python would complain once more when it closes the stream
+    except BrokenPipeError:  # the reader is gone; closing the stream would raise once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -173,10 +173,7 @@ class PageGateway:
             first not in ("call", "run") or not event or "/" in event
         ):
             raise RejectedCall(404, "not here")
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_CALL:
-            raise BodyTooLarge
-        body = await self._bodies.read(receive, MAX_CALL)
+        body = await self._bodies.read(scope, receive, MAX_CALL)
         if name == "cancel":
             return self._calls.control(body, ("session_hash", "event_id"))
         if name == "reset":

@@ -22,7 +22,7 @@ from chatbridge.demo.conversation_store import ConversationStore
 from chatbridge.demo.examples import ChatExample
 from chatbridge.demo.fair_share import OWNER
 from chatbridge.demo.gateway import ARRIVAL_TIME
-from chatbridge.demo.generation_controls import SliderSpec, to_settings
+from chatbridge.demo.generation_controls import to_settings
 from chatbridge.inference import GenerationSettings, Medium
 
 logger = logging.getLogger("chatbridge")
@@ -67,7 +67,7 @@ class Handlers:
         sliders: of the page's settings, in order. examples: that an empty chat offers.
     """
 
-    def __init__(self, conversations: ConversationStore, sliders: list[SliderSpec], examples: Sequence[ChatExample]):
+    def __init__(self, conversations: ConversationStore, sliders: list[gr.Slider], examples: Sequence[ChatExample]):
         self.conversations, self.sliders, self.examples = conversations, sliders, examples
 
     @_report_errors

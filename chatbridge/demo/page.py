@@ -124,13 +124,12 @@ class Page:
             visible=False,
         )
         with gr.Accordion("How it answers", open=False):
-            self.settings: list[Any] = [
-                gr.Slider(c.low, c.high, c.value, step=c.step, label=c.label, info=c.help, elem_id=c.name)
-                for c in self.sliders
-            ]
-            self.settings.append(
-                gr.Number(-1, label="Seed", info="of sampling; -1 draws one", precision=0, minimum=-1, elem_id="seed")
+            for slider in self.sliders:
+                slider.render()
+            seed = gr.Number(
+                -1, label="Seed", info="of sampling; -1 draws one", precision=0, minimum=-1, elem_id="seed"
             )
+            self.settings: list[Any] = [*self.sliders, seed]
         if "image" in self.conversations.engines[0].modalities:
             with gr.Accordion("Camera", open=False):
                 self.camera = gr.Image(

@@ -64,17 +64,17 @@ class Engine:
         precision: str = "no",
         cache_bytes: int = 256 * 2**20,
     ):
-        format = getattr(task, "prompt", None)
-        if not isinstance(format, PromptFormat):
+        prompt_format = getattr(task, "prompt", None)
+        if not isinstance(prompt_format, PromptFormat):
             raise ValueError(
                 f"{type(task).__name__} has no prompt format to hold a conversation in; "
                 "load a configuration with task.name: instruction"
             )
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
         self.processors = {name: one for name, one in processors.items() if name in model.rows}
-        self.prompt_format, self.stop, self.precision = format, task.stop, precision
+        self.prompt_format, self.stop, self.precision = prompt_format, task.stop, precision
         rows = {name: model.rows[name](one.shape) for name, one in self.processors.items()}
-        self.writer = PromptWriter(format, tokenizer, rows)
+        self.writer = PromptWriter(prompt_format, tokenizer, rows)
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
         self._row_bytes, self._cache_bytes = 0, cache_bytes
         self._lock = threading.Lock()

@@ -56,7 +56,7 @@ class PromptWriter:
     """Formats conversations as a task does in training.
 
     Args:
-        format: the task's words; tokenizer: the language model's; rows: modality -> rows of one medium.
+        prompt_format: the task's; tokenizer: the language model's; rows: modality -> rows of one medium.
     """
 
     prompt_format: PromptFormat

@@ -248,7 +248,7 @@ class ChatSession:
         self._check_idle()
         if isinstance(source, str | Path) and files:
             self.turns = transcript.load(self.engine, source)
-        else:  # what strangers send is content, and never the name of a file of this machine
+        else:  # what clients send is content, never the name of a file of this machine
             self.turns = transcript.restore(self.engine, source, files=files)
 
     def _turn(self, index: int) -> Exchange:

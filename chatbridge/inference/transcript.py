@@ -22,7 +22,7 @@ FORMAT, VERSION = "chatbridge-conversation", 1
 
 @dataclass(kw_only=True)
 class MediumRecord:
-    """A medium in a file of ours; exactly one of `path` and `data` holds it."""
+    """A saved medium; exactly one of `path` and `data` holds it."""
 
     modality: str = key(help="image, video, audio, or one that a plugin adds")
     name: str = key("", help="for people")
@@ -50,7 +50,7 @@ class TurnRecord:
 
 @dataclass(kw_only=True)
 class ConversationRecord:
-    format: str = key(choices=(FORMAT,), help="tells such files from others")
+    format: str = key(choices=(FORMAT,), help="identifies saved conversations")
     version: int = key(choices=(VERSION,), help="of the format")
     turns: list[TurnRecord] = key([], help="in order")
 
@@ -86,7 +86,7 @@ def restore(
     Args:
         plain: what JSON holds. source: its name, for messages.
         folder: where relative paths start; None for the working folder.
-        files: whether paths may be followed (not for conversations that strangers send).
+        files: whether paths may be followed (not for conversations that clients send).
 
     Raises:
         ValueError: for anything that is not such a conversation, with every problem; media that are missing, changed

@@ -120,7 +120,7 @@ class Endpoint:
 
     async def completions(self, request: Request) -> Response:
         key = self._owner(request)
-        self._check_headers(request)
+        self._check_content_type(request)
         self.queue.check_free()  # before the body is sent in vain
         body = await self._body(request)
         slot = self.queue.reserve()
@@ -180,26 +180,21 @@ class Endpoint:
                 404, f"no model is called '{name[:100]}'; it is '{self._model.id}'", "model_not_found", "model"
             )
 
-    def _check_headers(self, request: Request) -> None:
+    def _check_content_type(self, request: Request) -> None:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/json":  # other sites' pages can send other types without a CORS preflight
             raise ApiError(415, "send JSON, with 'Content-Type: application/json'", "invalid_content_type")
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.options.max_body:
-            raise self._too_large()
 
     async def _body(self, request: Request) -> bytes:
         try:
-            return await self._bodies.read(request.receive, self.options.max_body)
+            return await self._bodies.read(request.scope, request.receive, self.options.max_body)
         except BodyTooLarge:
-            raise self._too_large() from None
+            most = f"{self.options.max_body / MIB:.1f} MiB"
+            message = f"the request is larger than the {most} allowed; send less"
+            raise ApiError(413, message, "request_too_large") from None
         except BodiesFull:
             message = "too much is being sent to this server; try again later"
             raise ApiError(503, message, "overloaded", headers={"Retry-After": "1"}) from None
-
-    def _too_large(self) -> ApiError:
-        most = f"{self.options.max_body / MIB:.1f} MiB"
-        return ApiError(413, f"the request is larger than the {most} allowed; send less", "request_too_large")
 
 
 class ResponseWriter:

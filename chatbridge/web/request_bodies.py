@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 MAX_JSON_VALUES = 1_000_000
 """In a JSON body: a value of a few bytes, such as ``{},``, can take a hundred times as much memory."""
@@ -35,12 +35,15 @@ class BodyReader:
         self._receiving: list[_Body] = []
         self._size = 0
 
-    async def read(self, receive: Receive, max_bytes: int) -> bytes:
+    async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         """The whole body of a request.
 
         Raises:
             BodyTooLarge: more than `max_bytes`. BodiesFull: this one was dropped. ClientDisconnect: it ended early.
         """
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit() and int(length) > max_bytes:
+            raise BodyTooLarge
         body = _Body(received_at=time.monotonic())
         self._receiving.append(body)
         try:

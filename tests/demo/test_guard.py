@@ -218,18 +218,19 @@ class TestShares:
         victim = User(running)
         assert victim.ask("what is it?").answer
         with at("127.0.0.1" if own else "127.0.0.2", running) as attacker:
-            for number in range(30):
+            for number in range(12):
                 body = {"data": [], "session_hash": f"invented-{own}-{number}"}
                 assert attacker.post("gradio_api/run/clear", json=body).status_code == 200
         assert len(running.conversations) == 8
         expected = alone(engine, ("what is it?", []), ("why?", []))[1]
         assert victim.ask("why?").answer == expected
 
-    def test_uploads_of_one_do_not_fill_it_for_all(self, running, files):
+    def test_uploads_of_one_do_not_fill_it_for_all(self, running, files, monkeypatch):
+        monkeypatch.setattr(running.conversations.store, "max_bytes", 8 * 2**16)
         store, data = running.conversations.store, files["a.png"].read_bytes()
         with at("127.0.0.3", running) as victim, at("127.0.0.4", running) as attacker:
             (mine,) = victim.post("gradio_api/upload", files={"files": ("a.png", data)}).json()
-            for _ in range(80):  # of which 64 would fill it
+            for _ in range(12):  # of which 8 would fill it
                 found = attacker.post("gradio_api/upload", files={"files": ("x.bin", bytes(2**16 - 1000))})
                 assert found.status_code == 200
             assert store.usage().total() <= store.max_bytes

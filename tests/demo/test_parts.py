@@ -163,13 +163,13 @@ def test_examples_come_from_the_configurations_own_data(tmp_path, engine):
 
 def test_settings_have_ranges_that_fit_the_model(engine):
     sliders = generation_controls.controls(engine)
-    assert next(one for one in sliders if one.name == "max_new_tokens").high == 128  # half of the context
+    assert next(one for one in sliders if one.elem_id == "max_new_tokens").maximum == 128  # half of the context
     values = [one.value for one in sliders]
     usual = generation_controls.to_settings(sliders, [*values, -1])
     assert usual == GenerationSettings(max_new_tokens=engine.answer_length(GenerationSettings()))
     assert generation_controls.to_settings(sliders, [*values, 5]).seed == 5
     with pytest.raises(ValueError, match="top_p is 7"):
-        generation_controls.to_settings(sliders, [7 if one.name == "top_p" else one.value for one in sliders] + [-1])
+        generation_controls.to_settings(sliders, [7 if one.elem_id == "top_p" else one.value for one in sliders] + [-1])
 
 
 def test_models_go_by_what_tells_them_apart():
