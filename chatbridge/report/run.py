@@ -15,13 +15,14 @@ from chatbridge.report.run_files import Event, Events, LedgerFiles, RunInfo, rea
 
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
-LAST_WORDS = ("hang", "signal", "failed", "error")
+FINAL_EVENTS = ("hang", "signal", "failed", "error")
 """Events after which a run does not go on, unless it is started again."""
 
-LAST_WORD_SECONDS = 60.0
-"""Without a line after such an event, it is taken as the last word."""
-SILENCE = 900.0
-"""Seconds without a line after which a run without a last word counts as stopped, if its steps are not longer."""
+FINAL_EVENT_SECONDS = 60.0
+"""Without a line after such an event, the run counts as stopped."""
+
+SILENCE_SECONDS = 900.0
+"""Seconds without a line after which any run counts as stopped, if its steps are not longer."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Run:
         shown = set(seen)
         return list(dict.fromkeys([name for name in map(str, named) if name in shown] + seen))
 
-    def touched(self) -> datetime | None:
+    def last_written(self) -> datetime | None:
         """When anything was last written by the run."""
         names = ("metrics.jsonl", "events.jsonl", "ledger.jsonl", "run.json")
         times = [p.stat().st_mtime for p in (self.folder / n for n in names) if p.is_file()]
@@ -105,19 +106,19 @@ class Run:
         end = next((e for e in reversed(after) if e.kind == "end"), None)
         if total is not None and max(step, (end and end.step) or 0) >= total:
             return State(FINISHED)
-        said = next((f"{e.kind}: {e.text}" for e in reversed(after) if e.kind in LAST_WORDS), "")
+        reason = next((f"{e.kind}: {e.text}" for e in reversed(after) if e.kind in FINAL_EVENTS), "")
         if end is not None:
-            return State(STOPPED, said or f"asked to end before its last step: {end.text or 'no reason given'}")
-        touched = self.touched()
-        still = (now - touched).total_seconds() if touched else 0.0
-        if still > LAST_WORD_SECONDS:
+            return State(STOPPED, reason or f"asked to end before its last step: {end.text or 'no reason given'}")
+        last_written = self.last_written()
+        still = (now - last_written).total_seconds() if last_written else 0.0
+        if still > FINAL_EVENT_SECONDS:
             stacks = [p.name for p in sorted(self.folder.glob("hang_rank*.txt")) if p.stat().st_size]
-            said = said or (f"a process stood still; where, is in {', '.join(stacks)}" if stacks else "")
-            if said:
-                return State(STOPPED, said)
-        if still > max(SILENCE, 20 * self._seconds_between_lines()):
+            reason = reason or (f"a process stood still; where, is in {', '.join(stacks)}" if stacks else "")
+            if reason:
+                return State(STOPPED, reason)
+        if still > max(SILENCE_SECONDS, 20 * self._seconds_between_lines()):
             return State(STOPPED, f"nothing was written for {duration(still)}: killed, or hanging")
-        return State(RUNNING, said)
+        return State(RUNNING, reason)
 
     def _since_start(self) -> list[Event]:
         """Events since the run was last started or resumed."""

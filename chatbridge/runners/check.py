@@ -25,11 +25,11 @@ from chatbridge.models.simulation import check_media, needs_content
 from chatbridge.processors.tokenizer import Tokenizer
 from chatbridge.runners.assembly import Assembly, check_batch_sizes, check_numbered
 from chatbridge.runners.config import TrainingConfig
-from chatbridge.runners.evaluation_config import EvaluationConfig, check_questions
+from chatbridge.runners.evaluation_config import EvaluationConfig, check_evaluation
 from chatbridge.runners.strategy import check_backend
 from chatbridge.weights.inspection import weight_problems
 
-TRIED = 8
+SAMPLES_TRIED = 8
 """Samples of a dataset of which one at least must be readable."""
 
 
@@ -89,7 +89,7 @@ def examine(assembly: Assembly, world: int = 1, build: Callable[[], nn.Module] |
     found.attempt(lambda: check_batch_sizes(config, world))
     found.attempt(lambda: check_folder(config.run.output_dir))
     if isinstance(config.run, EvaluationConfig) and task is not None:
-        found.attempt(lambda: check_questions(config.run, config.validation, task, assembly.rows))
+        found.attempt(lambda: check_evaluation(config.run, config.validation, task, assembly.rows))
     elif isinstance(config.run, TrainingConfig):
         _examine_training(assembly, found, world)
     return found
@@ -107,14 +107,14 @@ def architecture(assembly: Assembly) -> nn.Module | None:
     awaited = isinstance(config, ChatBridgeConfig) and _awaits(assembly, "model.llm")
     try:
         with torch.device("meta"):
-            return MODELS.build(config, **({"llm": _Awaited()} if awaited else {}))
+            return MODELS.build(config, **({"llm": _MissingLanguageModel()} if awaited else {}))
     except RuntimeError as error:
         if needs_content(error):
             return None
         raise ValueError(f"model: cannot be built: {str(error).strip().splitlines()[0]}") from error
 
 
-class _Awaited(nn.Module):
+class _MissingLanguageModel(nn.Module):
     """Stands for a language model that is still to be fetched."""
 
     width = 1
@@ -129,7 +129,7 @@ def _open_datasets(assembly: Assembly, found: Findings, parts: Parts) -> None:
                 found.outlines[f"{section}.{name}"] = dataset
                 if not _awaits(assembly, f"{section}.{name}."):
                     found.datasets[f"{section}.{name}"] = dataset
-                _send_blanks(assembly, found, f"{section}.{name}", dataset, sent)
+                _check_shapes(assembly, found, f"{section}.{name}", dataset, sent)
 
 
 def _build_dataset(assembly: Assembly, section: str, name: str, parts: Parts) -> TaskDataset:
@@ -145,7 +145,7 @@ def _build_dataset(assembly: Assembly, section: str, name: str, parts: Parts) ->
     return dataset
 
 
-def _send_blanks(assembly: Assembly, found: Findings, where: str, dataset: TaskDataset, sent: set) -> None:
+def _check_shapes(assembly: Assembly, found: Findings, where: str, dataset: TaskDataset, sent: set) -> None:
     """What processors give for a dataset's media, through the encoders that will be given it."""
     if not isinstance(assembly.config.model, ChatBridgeConfig):  # somebody's own model has ways of its own
         return
@@ -193,7 +193,7 @@ def check(assembly: Assembly) -> int:
     sizes = {}
     if not found.problems:
         for name, dataset in found.datasets.items():
-            size = found.attempt(lambda n=name, d=dataset: _read_one(n, d, found.tokenizer))
+            size = found.attempt(lambda n=name, d=dataset: _sample_bytes(n, d, found.tokenizer))
             if size is not None and name.startswith("datasets."):
                 sizes[dataset.name] = size
     for missing in found.awaited:
@@ -213,12 +213,12 @@ def check(assembly: Assembly) -> int:
     return 1 if found.problems else 0
 
 
-def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> int | None:
+def _sample_bytes(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> int | None:
     """Bytes of a sample's media. Raises ValueError where not one of some samples, evenly over the set, can be read."""
     if dataset.sequential:  # its shards were looked into when it was opened, as far as they are here
         return None
     size, first = len(dataset), None
-    for index in dict.fromkeys(round(i * (size - 1) / (TRIED - 1)) for i in range(TRIED)):
+    for index in dict.fromkeys(round(i * (size - 1) / (SAMPLES_TRIED - 1)) for i in range(SAMPLES_TRIED)):
         rng = dataset.rng(0, index)
         try:
             record, kind = dataset.record(index), dataset.kinds[0]
@@ -232,7 +232,7 @@ def _read_one(name: str, dataset: TaskDataset, tokenizer: Tokenizer | None) -> i
             return sum(medium.nbytes for medium in media)
         except ValueError as error:
             first = first or error
-    raise ValueError(f"{name}: not one of {min(TRIED, size)} samples tried can be used; the first: {first}")
+    raise ValueError(f"{name}: not one of {min(SAMPLES_TRIED, size)} samples tried can be used; the first: {first}")
 
 
 def _awaits(assembly: Assembly, *prefixes: str) -> bool:

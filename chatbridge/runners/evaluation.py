@@ -29,7 +29,13 @@ from chatbridge.evaluation.metrics import Prediction, exact_match
 from chatbridge.evaluation.rows import NAME, RowFile
 from chatbridge.evaluation.scores import build_metrics, score
 from chatbridge.runners.assembly import Assembly
-from chatbridge.runners.evaluation_config import ConditionConfig, EvaluationConfig, asked_sets, check_questions, unseen
+from chatbridge.runners.evaluation_config import (
+    ConditionConfig,
+    EvaluationConfig,
+    check_evaluation,
+    selected_sets,
+    without_media,
+)
 
 logger = logging.getLogger("chatbridge")
 
@@ -69,9 +75,9 @@ class EvaluationRunner:
     def run(self) -> None:
         config, parts = self.config, self.assembly
         with RunLock(self.output, self.accelerator.is_main_process, gather_object) as lock:
-            check_questions(config, parts.config.validation, parts.task, parts.rows)
+            check_evaluation(config, parts.config.validation, parts.task, parts.rows)
             opened = parts.validation(prompt_only=True)
-            datasets = {name: opened[name] for name in asked_sets(config, opened)}
+            datasets = {name: opened[name] for name in selected_sets(config, opened)}
             self.model = parts.model(self.accelerator.device).to(self.accelerator.device).eval()
             self.stop = StopOnText(parts.task.stop, parts.tokenizer) if parts.task.stop else None
             lock.acquire()
@@ -112,9 +118,9 @@ class EvaluationRunner:
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
                 read = [self._read(dataset, question, config.blank) for question in part]
-                said = iter(self._generated([one for one in read if isinstance(one, Example)], dataset.name))
+                answers = iter(self._generated([one for one in read if isinstance(one, Example)], dataset.name))
                 for question, one in zip(part, read, strict=True):
-                    answer = next(said) if isinstance(one, Example) else one
+                    answer = next(answers) if isinstance(one, Example) else one
                     yield self._row(dataset, condition, question, answer)
                 bar.update(len(part))
 
@@ -174,7 +180,7 @@ class EvaluationRunner:
 
     def _questions(self, dataset: TaskDataset, condition: ConditionConfig) -> list[EvaluationQuestion]:
         """Every question of a dataset, its media exchanged or left out as the condition says."""
-        kinds = [kind if not condition.blind else unseen(kind) for kind in dataset.kinds]
+        kinds = [kind if not condition.blind else without_media(kind) for kind in dataset.kinds]
         records: list[Record] = []
         lost: list[EvaluationQuestion] = []
         for index in range(len(dataset)):
@@ -184,7 +190,7 @@ class EvaluationRunner:
             except ValueError as error:
                 lost.append(EvaluationQuestion(Record(f"#{index}"), kinds[0], problem=error))
         for modality in condition.shuffle:
-            order = _no_fixed_points(len(records), random.Random(f"{self.assembly.config.run.seed}/{modality}"))
+            order = _derangement(len(records), random.Random(f"{self.assembly.config.run.seed}/{modality}"))
             files = [record.files_of(modality) for record in records]
             records = [
                 replace(record, files={**record.files, modality: files[other]})
@@ -230,11 +236,9 @@ def _files(dataset: TaskDataset, record: Record, modality: str) -> list[str]:
     return found
 
 
-def _no_fixed_points(count: int, rng: random.Random) -> list[int]:
+def _derangement(count: int, rng: random.Random) -> list[int]:
     """A random order in which no place keeps its own (a single place has no other)."""
     order = list(range(count))
     rng.shuffle(order)
-    places = [0] * count
-    for here, there in zip(order, order[1:] + order[:1], strict=True):  # one cycle through all places
-        places[here] = there
-    return places
+    following = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle through all places
+    return [following[place] for place in range(count)]

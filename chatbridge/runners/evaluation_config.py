@@ -39,23 +39,23 @@ class EvaluationConfig(DeviceConfig):
         self.conditions = {"full": ConditionConfig(), **self.conditions}
 
 
-def asked_sets(config: EvaluationConfig, names: Iterable[str]) -> list[str]:
+def selected_sets(config: EvaluationConfig, names: Iterable[str]) -> list[str]:
     """Those of the sets under ``validation:`` that ``run.only`` chooses."""
     return [name for name in names if any(fnmatch(name, pattern) for pattern in config.only)]
 
 
-def unseen(kind: TaskKind) -> TaskKind:
+def without_media(kind: TaskKind) -> TaskKind:
     """The same questions without their media. Raises ValueError where nothing is left to ask."""
     return replace(kind, modalities=())
 
 
-def check_questions(
+def check_evaluation(
     config: EvaluationConfig, sets: Mapping[str, DatasetConfig], task: Task, known: Collection[str]
 ) -> None:
     """Raise ValueError for an evaluation that asks nothing, or under conditions that do not exist or do not apply."""
     if not sets:
         raise ValueError("an evaluation needs questions: name at least one dataset under validation:")
-    asked = asked_sets(config, sets)
+    asked = selected_sets(config, sets)
     if not asked:
         raise ValueError(f"run.only: {config.only} matches no set under validation: {', '.join(sets)}")
     problems = []
@@ -73,7 +73,7 @@ def check_questions(
             elif config.conditions[condition].blind:
                 try:
                     for kind in TaskKind.parse_all(sets[name].kind, known):
-                        task.check_kind(unseen(kind))
+                        task.check_kind(without_media(kind))
                 except ValueError as error:
                     problems.append(f"{where}: '{condition}' is blind, and shows no media: {error}; ask without it")
     if problems:

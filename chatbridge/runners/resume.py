@@ -130,11 +130,11 @@ def find_resumable(config: Config, hashes: Mapping[str, Any], world: int) -> Res
     except CheckpointError as damage:
         if run.resume != "auto":
             raise
-        folder, stored = _good_one(run, damage)
+        folder, stored = _newest_good(run, damage)
         replaced = [f"checkpoint: {damage} -> {folder.name}, the newest that is good"]
     weights, trainer, before = stored
-    found = changes(before, config, trainer.get("annotations") or {}, hashes)
-    accepted = replaced + refuse(found, run.accept_changes, folder)
+    found = config_changes(before, config, trainer.get("annotations") or {}, hashes)
+    accepted = replaced + check_accepted(found, run.accept_changes, folder)
     if trainer["world"] != world:
         logger.warning(
             "%s was written by %d processes, now there are %d: the same samples make up every step, in other parts",
@@ -172,7 +172,7 @@ def _read(folder: Path) -> Stored:
     return load_weights(folder), trainer, before
 
 
-def _good_one(config: TrainingConfig, damage: CheckpointError) -> tuple[Path, Stored]:
+def _newest_good(config: TrainingConfig, damage: CheckpointError) -> tuple[Path, Stored]:
     """The newest checkpoint that is good, where the user agrees to do the steps since then again.
 
     Raises:
@@ -217,7 +217,7 @@ STATE: dict[str, Callable[[Any], bool]] = {
 """What a trainer's state holds; older versions wrote some of it not yet."""
 
 
-def changes(
+def config_changes(
     before: Mapping[str, Any], now: Config, hashes_before: Mapping[str, Any], hashes_now: Mapping[str, Any]
 ) -> dict[str, str]:
     """Keys of a configuration that must be the same (`schema.key`) and are not -> "old -> new".
@@ -242,7 +242,7 @@ def changes(
     return found
 
 
-def refuse(found: Mapping[str, str], accepted: Sequence[str], checkpoint: Path) -> list[str]:
+def check_accepted(found: Mapping[str, str], accepted: Sequence[str], checkpoint: Path) -> list[str]:
     """The changes that the user accepts, one line each.
 
     Raises:

@@ -91,14 +91,14 @@ class _Run:
 
     def finish(self) -> None:
         if self.start().wait() != 0:
-            raise ValueError(f"the run failed; its last words are in {self.log}:\n{_tail(self.log)}")
+            raise ValueError(f"the run failed; the end of its log, {self.log}:\n{_tail(self.log)}")
 
     def kill_after(self, step: int) -> int:
         """Kill all processes once the checkpoint of `step` is written and a further step was taken; the last step."""
         process = self.start()
         while find_latest(self.output) is None or _last_step(self.output) <= step:
             if process.poll() is not None:
-                raise ValueError(f"the run ended before it was killed; its last words:\n{_tail(self.log)}")
+                raise ValueError(f"the run ended before it was killed; the end of its log:\n{_tail(self.log)}")
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

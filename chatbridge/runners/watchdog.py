@@ -33,7 +33,7 @@ class Watchdog:
     def __init__(self, folder: Path, rank: int, world: int, seconds: float):
         self.file = folder / f"hang_rank{rank}.txt"
         self.rank, self.world, self.seconds = rank, world, seconds
-        self._place = (0, "start")
+        self._progress = (0, "start")
         self._last_progress = self._rearm_at = time.monotonic()
         self._closed = threading.Event()
         self._store = None
@@ -64,7 +64,7 @@ class Watchdog:
 
     def report_progress(self, step: int, doing: str) -> None:
         """Called by the loop whenever it begins something."""
-        self._place, self._last_progress = (step, doing), time.monotonic()
+        self._progress, self._last_progress = (step, doing), time.monotonic()
         if self.seconds and self._last_progress >= self._rearm_at:
             # Setting the timer starts a thread: once in a while is enough, for as much longer.
             spare = self.seconds / 8
@@ -76,7 +76,7 @@ class Watchdog:
             self._publish()
             still = time.monotonic() - self._last_progress
             if still > self.seconds / 2:  # somebody may give up soon, and take the store along
-                self._read_places()
+                self._read_others()
             if still > 9 / 8 * self.seconds + pause:  # the stacks are written by now
                 try:
                     self._report(still)
@@ -87,7 +87,7 @@ class Watchdog:
     def _publish(self) -> None:
         if self._store is not None:
             try:
-                self._store.set(str(self.rank), json.dumps(self._place))
+                self._store.set(str(self.rank), json.dumps(self._progress))
             except RuntimeError:  # the process that holds the store is gone
                 self._store = None
 
@@ -98,7 +98,7 @@ class Watchdog:
         """
         if not self.seconds:
             return None
-        places = self._places()
+        places = self._all_progress()
         steps = {rank: place[0] for rank, place in places.items()}
         behind = [rank for rank in places if steps[rank] == min(steps.values())]
         if len(behind) == len(places):
@@ -109,7 +109,7 @@ class Watchdog:
         return ", ".join(f"rank {rank} ({places[rank][1]}, step {places[rank][0]})" for rank in behind)
 
     def _report(self, still: float) -> None:
-        step, doing = self._place
+        step, doing = self._progress
         text = f"rank {self.rank} has stood still for {still:.0f} s ({doing}, step {step})"
         behind = self.ranks_behind()
         text += f"; furthest behind: {behind}" if behind else "; so have all ranks" if self.world > 1 else ""
@@ -117,13 +117,13 @@ class Watchdog:
         if self.rank == 0:
             EventLog(self.file.parent).write(step, "hang", text)
 
-    def _places(self) -> dict[int, tuple[int, str]]:
+    def _all_progress(self) -> dict[int, tuple[int, str]]:
         """Where every rank was last heard to be; the store may be gone by now, and its process with it."""
-        self._read_places()
+        self._read_others()
         silent = (0, "not heard from")
-        return {rank: self._known.get(rank, silent) for rank in range(self.world)} | {self.rank: self._place}
+        return {rank: self._known.get(rank, silent) for rank in range(self.world)} | {self.rank: self._progress}
 
-    def _read_places(self) -> None:
+    def _read_others(self) -> None:
         store = self._store
         try:
             for rank in range(self.world) if store is not None else ():

@@ -9,7 +9,7 @@ import pytest
 
 import train
 from chatbridge.common.checkpoint import find_latest, load_trainer
-from chatbridge.runners.resume import changes
+from chatbridge.runners.resume import config_changes
 from chatbridge.runners.verify_resume import compare
 from tests import tiny
 from tests.processes import metrics
@@ -81,4 +81,4 @@ def test_a_bare_name_in_an_old_checkpoint_means_what_it_meant():
     """Components could not have keys there: ``optimizer: adamw`` is now ``optimizer: {name: adamw, lr: null}``."""
     old = {"run": {"optimizer": "adamw", "seed": 1}}
     for name, found in (("adamw", {}), ("muon", {"run.optimizer.name": "'adamw' -> 'muon'"})):
-        assert changes(old, {"run": {"optimizer": {"name": name, "lr": None}, "seed": 1}}, {}, {}) == found
+        assert config_changes(old, {"run": {"optimizer": {"name": name, "lr": None}, "seed": 1}}, {}, {}) == found

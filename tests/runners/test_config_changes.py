@@ -7,7 +7,7 @@ import pytest
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.schema import to_plain
-from chatbridge.runners.resume import changes
+from chatbridge.runners.resume import config_changes
 from tests import tiny
 
 
@@ -43,7 +43,7 @@ def file(tmp_path_factory):
 )
 def test_what_may_differ(file, option, free):
     before = to_plain(load_config(file).config)
-    found = changes(before, load_config(file, [option]).config, {}, {})
+    found = config_changes(before, load_config(file, [option]).config, {}, {})
     assert (not found) == free
     assert all(key.startswith(option.partition("=")[0]) for key in found)
 
@@ -53,7 +53,7 @@ def test_parts_that_came_and_went(file):
     before = to_plain(now)
     before["datasets"]["gone"] = before["datasets"].pop("sounds")
     before["run"]["of_an_older_version"] = 1
-    found = changes(before, now, {}, {})
+    found = config_changes(before, now, {}, {})
     assert {key.split(".")[1] for key in found} == {"gone", "sounds"}
 
 
@@ -65,4 +65,4 @@ def test_the_earlier_name_of_a_key(file, value, same):
     del before["processors"]["image"]["preprocess_on"]
     before["processors"]["image"]["finish"] = "device"
     found = {} if same else {"processors.image.preprocess_on": "'device' -> 'worker'"}
-    assert changes(before, now, {}, {}) == found
+    assert config_changes(before, now, {}, {}) == found

@@ -211,7 +211,7 @@ def test_whoever_gives_up_first_names_the_rank_that_hangs(tmp_path):
 
 def test_a_rank_never_heard_from_is_the_one_furthest_behind(tmp_path):
     watchdog = Watchdog(tmp_path, 0, 3, 60.0)
-    watchdog._place, watchdog._known = (7, "computing"), {1: (7, "computing")}
+    watchdog._progress, watchdog._known = (7, "computing"), {1: (7, "computing")}
     assert watchdog.ranks_behind() == "rank 2 (not heard from, step 0)"
     watchdog._known[2] = (7, "computing")
     assert watchdog.ranks_behind() is None
