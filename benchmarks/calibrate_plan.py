@@ -1,7 +1,6 @@
 """Predicted against measured: memory and time of training steps with random weights and blank batches.
 
     python benchmarks/calibrate_plan.py --cfg-path train_configs/chatbridge_pretrain.yaml --out calibration.json
-    python benchmarks/calibrate_plan.py --tiny          # a toy model, on any machine
     python benchmarks/calibrate_plan.py --cfg-path CFG --simulate    # the real size without a GPU: memory alone
 
 Every different batch of the configuration is run as one of `--gpus` processes would have it, on one GPU, without the
@@ -32,18 +31,9 @@ from chatbridge.common.batch import MultimodalBatch
 from chatbridge.common.config import load_config
 from chatbridge.common.devices import DEVICES, Device, device, device_of
 from chatbridge.common.optim import build_optimizers
-from chatbridge.models import (
-    BeatsConfig,
-    BridgeConfig,
-    CausalLM,
-    CausalLMConfig,
-    ChatBridge,
-    ChatBridgeConfig,
-    EvaVitConfig,
-    QFormerConfig,
-)
+from chatbridge.models import ChatBridge
 from chatbridge.planning import PlanOptions, plan
-from chatbridge.planning.batch_shapes import BatchShape, MediaBatch
+from chatbridge.planning.batch_shapes import BatchShape
 from chatbridge.planning.model import meta_model
 from chatbridge.planning.parameters import count_parameters
 from chatbridge.planning.recorder import Recorder
@@ -76,9 +66,7 @@ class Row:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--cfg-path", help="the YAML of a training run")
-    source.add_argument("--tiny", action="store_true", help="a toy model instead")
+    parser.add_argument("--cfg-path", required=True, help="the YAML of a training run")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
     parser.add_argument("--llm", help="architecture of a language model whose folder is not there")
     parser.add_argument("--gpus", type=int, default=8, help="processes that share a batch (default: %(default)s)")
@@ -100,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     register_all()
     where = "meta" if args.simulate else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        build, amp, shapes = _tiny() if args.tiny else _from_config(args)
+        build, amp, shapes = _from_config(args)
         planned = Device("no device", 0.0, 0.0, 0.0, 0.0) if args.simulate else _device(args, where)
         empty = build("meta")
     except ValueError as error:
@@ -219,37 +207,6 @@ def _from_config(args: argparse.Namespace) -> tuple[Build, str | None, dict[str,
     for bridge in config.model.bridges.values():
         bridge.encoder = replace(bridge.encoder, weights=None)
     return lambda where: meta_model(config.model, args.llm, where)[0].train(), planned_precision(config.run.amp), shapes
-
-
-def _tiny() -> tuple[Build, str | None, dict[str, BatchShape]]:
-    pixels, bank = (3, 56, 56), (128, 64)
-    shapes = {
-        "image": BatchShape(8, 41, 8 * 30, {"image": MediaBatch(8, 1, pixels)}),
-        "video": BatchShape(4, 61, 4 * 40, {"video": MediaBatch(4, 4, pixels)}),
-        "audio": BatchShape(8, 41, 8 * 30, {"audio": MediaBatch(8, 2, bank)}),
-    }
-    return _tiny_model, "bf16", shapes
-
-
-def _tiny_model(where: str) -> ChatBridge:
-    torch.manual_seed(0)
-    settings = {
-        "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 6,
-        "num_attention_heads": 4, "intermediate_size": 688, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    with torch.device(where):
-        llm = CausalLM.from_config(settings, "bfloat16")
-        llm = CausalLM(CausalLMConfig(path="", dtype="bfloat16"), llm.model)
-        eva = EvaVitConfig(image_size=56, width=128, depth=5, heads=4, dtype="bfloat16")
-        beats = BeatsConfig(
-            patch_width=32, width=64, depth=2, heads=4, ffn_width=128, conv_pos=16, conv_pos_groups=4, dtype="bfloat16"
-        )
-        perceiver = QFormerConfig(num_queries=8, width=96, layers=4, heads=4, intermediate=256)
-        bridges = {
-            "vision": BridgeConfig(modalities=["image", "video"], encoder=eva, perceiver=perceiver),
-            "audio": BridgeConfig(modalities=["audio"], encoder=beats, perceiver=perceiver),
-        }
-        return ChatBridge(ChatBridgeConfig(llm=None, bridges=bridges), llm=llm).train()
 
 
 def _device(args: argparse.Namespace, where: str) -> Device:

@@ -130,7 +130,7 @@ def check_media(name: str, bridge: BridgeConfig, source: str, shape: tuple[int, 
     """
     check_frames(bridge, shape[0])
     where = f"model.bridges.{name}.encoder"
-    told = f"what {source} gives, {list(shape[1:])} a frame or clip"
+    media = f"what {source} gives, {list(shape[1:])} a frame or clip"
     try:
         encoder = meta_encoder(bridge.encoder)
         with as_fake(encoder)[0], torch.no_grad():
@@ -139,10 +139,10 @@ def check_media(name: str, bridge: BridgeConfig, source: str, shape: tuple[int, 
         if needs_content(error):
             return
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{where} cannot take {told}: {reason}") from error
+        raise ValueError(f"{where} cannot take {media}: {reason}") from error
     if tokens.dim() != 3 or tokens.shape[0] != 1 or tokens.shape[1] < 1 or tokens.shape[2] != encoder.width:
         raise ValueError(
-            f"{where} makes {list(tokens.shape)} of {told}; a bridge takes [1, tokens, {encoder.width}], one token at "
+            f"{where} makes {list(tokens.shape)} of {media}; a bridge takes [1, tokens, {encoder.width}], one token at "
             "least and its width last"
         )
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain, repeat, takewhile
 from typing import Any
 
 from chatbridge.common.batch import MIXED
@@ -17,8 +17,8 @@ from chatbridge.datasets.base import TaskDataset
 from chatbridge.datasets.collate import TokenBudget, first_fit
 from chatbridge.planning.dataset_probe import Probe
 
-TRIALS = 64
-"""Batches that are put together, by length alone, to learn how packing and budgets work out."""
+TRIALS = 256
+"""Batches that are put together, by length alone, to learn how long they are."""
 
 SIGMAS = 5.0
 """Deviations above its mean at which a dataset's part of a mixed batch is taken at worst: more come up in less than one
@@ -125,30 +125,6 @@ class SampleStatistics:
         found = {m: MediaBatch(samples * n, self._shapes[m][0], self._shapes[m][1:]) for m, n in media.items()}
         return BatchShape(samples, length, supervised, found, rows)
 
-    def expected(self, samples: int, budget: int | None, pack: int | None) -> BatchShape:
-        """One rank's batch, on average.
-
-        Rows of one sample each are as long as the longest of so many draws; rows that are packed, or as many as a
-        budget holds, are put together here by the rules that the data loader follows, from lengths drawn among those
-        measured.
-        """
-        if budget is None and pack is None:
-            length = expected_maximum(_chances([self], [1.0]), samples)
-            return self.batch(samples, length, samples * self.labels, self.media)
-        rng, count, rows, positions = random.Random(0), 0, 0, 0
-        for _ in range(TRIALS):
-            drawn = [min(rng.choice(self.lengths), pack or budget) for _ in range(samples)]
-            if budget is not None:
-                drawn, budgeted = [], TokenBudget(budget, pack)
-                while budgeted.add(length := min(rng.choice(self.lengths), pack or budget)):
-                    drawn.append(length)
-            packed = [[i] for i in range(len(drawn))] if pack is None else first_fit(drawn, pack)
-            count += len(drawn)
-            rows += len(packed)
-            positions += len(packed) * max(sum(drawn[i] for i in row) for row in packed)
-        mean = count / TRIALS
-        return self.batch(mean, positions / rows, mean * self.labels, self.media, rows / TRIALS)
-
     def worst(self, samples: int, budget: int | None, pack: int | None) -> list[BatchShape]:
         """Batches of one rank, one of which takes the most memory."""
         limit = min(self.limit, pack or budget or self.limit)
@@ -176,7 +152,10 @@ def planned_dataset(name: str, known: SampleStatistics, world: int, parts: int =
     budget = None if config.batch_tokens is None else max(1, config.batch_tokens // parts // world)
     how = (max(1, size // world), budget, config.pack)
     worst = known.worst(*how)
-    expected = known.expected(*how) if known.measured else worst[0]
+    expected = worst[0]
+    if known.measured:
+        samples, length, rows = _average([(1.0, known)], *how)
+        expected = known.batch(samples, length, samples * known.labels, known.media, rows)
     return PlannedDataset(name, config.kind, known.share, size, worst, expected, known.measured)
 
 
@@ -197,21 +176,42 @@ def planned_mixture(
         rest = (samples - count) / max(1e-9, 1 - known.share)
         counts = [count if other is known else rest * other.share for other in datasets]
         worst.append(BatchShape(samples, length, samples * text, _joined(datasets, counts, "most")))
-    shares = [known.share for known in datasets]
+    _, mean, _ = _average([(known.share, known) for known in datasets], samples)
     supervised = samples * sum(known.share * known.labels for known in datasets)
-    media = _joined(datasets, [samples * share for share in shares], "media")
-    expected = BatchShape(samples, expected_maximum(_chances(datasets, shares), samples), supervised, media)
+    media = _joined(datasets, [samples * known.share for known in datasets], "media")
+    expected = BatchShape(samples, mean, supervised, media)
     kinds = " + ".join(dict.fromkeys(known.config.kind for known in datasets))
     return PlannedDataset(MIXED, kinds, 1.0, size, worst, expected, all(known.measured for known in datasets))
 
 
-def _chances(datasets: Sequence[SampleStatistics], shares: Sequence[float]) -> dict[int, float]:
-    """Length -> how often a sample has it."""
-    chances: Counter[int] = Counter()
-    for known, share in zip(datasets, shares, strict=True):
-        for length in known.lengths:
-            chances[length] += share / len(known.lengths)
-    return chances
+def _average(
+    datasets: Sequence[tuple[float, SampleStatistics]], samples: int, budget: int | None = None, pack: int | None = None
+) -> tuple[float, float, float | None]:
+    """Samples, length and rows (None: one for each sample) of one rank's batches on average.
+
+    Batches are put together by the data loader's own rules, from lengths drawn among those known.
+
+    Args:
+        datasets: with their share of the samples.
+    """
+    rng, count, rows, positions = random.Random(0), 0, 0, 0
+    lengths = [length for _, known in datasets for length in known.lengths]
+    weights = list(accumulate(share / len(known.lengths) for share, known in datasets for _ in known.lengths))
+
+    def draw(number: int) -> list[int]:
+        drawn = rng.choices(lengths, cum_weights=weights, k=number)
+        return [min(length, pack or budget or length) for length in drawn]
+
+    for _ in range(TRIALS):
+        drawn, budgeted = draw(samples), TokenBudget(budget, pack) if budget else None
+        if budgeted:
+            drawn = list(takewhile(budgeted.add, chain.from_iterable(map(draw, repeat(1)))))
+        packed = [[i] for i in range(len(drawn))] if pack is None else first_fit(drawn, pack)
+        count += len(drawn)
+        rows += len(packed)
+        positions += len(packed) * max(sum(drawn[i] for i in row) for row in packed)
+    own_rows = budget is None and pack is None
+    return count / TRIALS, positions / rows, None if own_rows else rows / TRIALS
 
 
 def _joined(datasets: Sequence[SampleStatistics], counts: Sequence[float], which: str) -> dict[str, MediaBatch]:
@@ -240,13 +240,3 @@ def shares(section: Mapping[str, Any], sizes: Mapping[str, int], mixture: str) -
         weights[name] = config.weight if config.weight is not None else float(known)
     total = sum(weights.values())
     return {name: weight / total if total else 0.0 for name, weight in weights.items()}
-
-
-def expected_maximum(chances: Mapping[float, float], draws: float) -> float:
-    """The mean of the largest of so many independent draws; a batch is as long as that. `chances`: value -> its."""
-    mean = below = reached = 0.0
-    for value in sorted(chances):
-        reached = min(1.0, reached + chances[value])
-        mean += value * (reached**draws - below)
-        below = reached**draws
-    return mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import nn
@@ -139,14 +139,14 @@ class CostModel:
         return [n for n in every if (common % n == 0 if common else n & (n - 1) == 0)]
 
     def _variant(self, where: Placement, cuts: Sequence[int]) -> Variant:
-        costs = self.costs(where)
-        room, step = (1 - MARGIN) * where.device.memory_gb * 1e9, _StepBySize(self, where, cuts[-1])
+        costs, room, most = self.costs(where), (1 - MARGIN) * where.device.memory_gb * 1e9, cuts[-1]
 
         def peak(parts: int) -> float:
             if parts == 1:
                 return costs.peak
+            step = self._cut_step(where, (1 / parts - 1 / most) / (1 - 1 / most), most)
             cut = replace(where, accumulate=where.accumulate * parts)
-            return costs.resident.always + self._memory(step.cut(parts), cut).peak
+            return costs.resident.always + self._memory(step, cut).peak
 
         fitting = next((parts for parts in cuts if peak(parts) <= room), None)
         parts = fitting or cuts[-1]
@@ -165,31 +165,23 @@ class CostModel:
             costs.resident.pinned, self._throughput(costs.work, where, parts), " ".join(options),
         )  # fmt: skip
 
+    def _cut_step(self, where: Placement, share: float, most: int) -> Step:
+        """The step that takes the most memory, with a smaller batch.
 
-class _StepBySize:
-    """The step that takes the most memory, with its batch cut into parts: between the whole batch and the smallest,
-    both simulated, every number is on a straight line."""
-
-    def __init__(self, model: CostModel, where: Placement, most: int):
-        self.model, self.where, self.most = model, where, most
-
-    @cached_property
-    def ends(self) -> tuple[Step, Step]:
-        simulator = self.model._simulator(self.where.checkpointing)
+        Both the whole batch and one of `most` parts are simulated; between them every number is on a straight line, of
+        which `share` is the way back to the whole.
+        """
+        simulator = self._simulator(where.checkpointing)
         pairs = [
-            (whole, smallest)
-            for dataset, cut in zip(self.model.batches(1), self.model.batches(self.most), strict=True)
+            (simulator.step(whole), smallest)
+            for dataset, cut in zip(self.batches(1), self.batches(most), strict=True)
             for whole, smallest in zip(dataset.worst, cut.worst, strict=False)
         ]
-        whole, smallest = max(pairs, key=lambda pair: self.model._memory(simulator.step(pair[0]), self.where).peak)
-        return simulator.step(whole), simulator.step(smallest)
-
-    def cut(self, parts: int) -> Step:
-        whole, smallest = self.ends
-        share = (1 / parts - 1 / self.most) / (1 - 1 / self.most)
+        whole, shape = max(pairs, key=lambda pair: self._memory(pair[0], where).peak)
+        smallest = simulator.step(shape)
 
         def between(a: float, b: float) -> float:
             return b + share * (a - b)
 
-        peaks = {phase: between(whole.peaks[phase], smallest.peaks.get(phase, 0)) for phase in whole.peaks}
+        peaks = {phase: between(peak, smallest.peaks.get(phase, 0)) for phase, peak in whole.peaks.items()}
         return Step(peaks, between(whole.kept, smallest.kept), between(whole.left, smallest.left), whole.flops)

@@ -47,10 +47,10 @@ def to_json(plan: RunPlan) -> dict[str, Any]:
         "room": plan.room,
     }
     values["steps"] = {d.name: dataclasses.asdict(d) | {"flops_per_rank": plan.work[d.name]} for d in plan.datasets}
-    values["data"] = {
-        name: {"entries": count, "samples": plan.samples.get(name, []), "probe": plan.probes.get(name)}
-        for name, count in plan.entries.items()
-    }
+    values["data"] = {}
+    for name, seen in plan.probes.items():
+        found = dataclasses.asdict(seen)
+        values["data"][name] = {"entries": found.pop("entries"), "samples": found.pop("samples"), "probe": found}
     return _plain(values)
 
 
@@ -184,22 +184,21 @@ def _variants(plan: RunPlan) -> str:
 
 def _data(plan: RunPlan) -> str:
     lines = []
-    for name, count in plan.entries.items():
-        lines.append(f"{name}: {'an unknown number of' if count is None else f'{count:,}'} entries")
-        for sample in plan.samples.get(name, []):
+    for name, seen in plan.probes.items():
+        count = "an unknown number of" if seen.entries is None else f"{seen.entries:,}"
+        lines.append(f"{name}: {count} entries")
+        for sample in seen.samples:
             size = ""
             if "positions" in sample:  # without a tokenizer nothing is counted
                 size = f"  ({sample['positions']} positions, {sample['supervised']} supervised, {sample['cut']} cut)"
             lines.append(f"  {sample['id']}: {sample['text']}{size}")
-        seen = plan.probes.get(name)
-        if seen is not None:
-            line = f"  probe of {seen.items}: media of {seen.read - len(seen.unreadable)} of {seen.read} are readable"
-            if seen.lengths:
-                line += (
-                    f"; {seen.labels_after:,} of {seen.labels_before:,} labels survive truncation, "
-                    f"{seen.cut_tokens:,} text tokens cut from {seen.cut_items} items"
-                )
-            lines += [line, *(f"    {bad}" for bad in (seen.refused + seen.unreadable)[:3])]
+        line = f"  probe of {seen.items}: media of {seen.read - len(seen.unreadable)} of {seen.read} are readable"
+        if seen.lengths:
+            line += (
+                f"; {seen.labels_after:,} of {seen.labels_before:,} labels survive truncation, "
+                f"{seen.cut_tokens:,} text tokens cut from {seen.cut_items} items"
+            )
+        lines += [line, *(f"    {bad}" for bad in (seen.refused + seen.unreadable)[:3])]
     return "\n".join(["Data: first samples, supervised tokens between ⟦ ⟧", *lines]) if lines else ""
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from chatbridge.planning.batch_shapes import (
     shares,
 )
 from chatbridge.planning.costs import CostModel, Variant
-from chatbridge.planning.dataset_probe import Probe, first_samples, probe
+from chatbridge.planning.dataset_probe import Probe, probe
 from chatbridge.planning.fsdp import ShardGroups
 from chatbridge.planning.memory import MARGIN, ResidentMemory, StepMemory, resident_memory
 from chatbridge.planning.model import meta_model
@@ -53,7 +52,7 @@ class PlanOptions:
         strategy: "ddp" or "fsdp"; None takes ``run.strategy`` where the run has one, else "ddp".
         link_gbs, network_gbs, host_gbs: GB/s, see `Placement`; instead of what is assumed.
         llm: name or config.json of the language model's architecture, for a folder that is not there.
-        samples: rendered samples shown of each dataset. probe: items of each that are tried.
+        samples: rendered samples shown of each dataset. probe: items of each that are tried, those at least.
     """
 
     device: str = "a100-80gb"
@@ -71,7 +70,7 @@ class PlanOptions:
     probe: int = 32
 
     def placement(self) -> Placement:
-        """Where that is, as far as it can be told without the run. Raises ValueError for options that make no sense."""
+        """Where that is, as far as it is known without the run. Raises ValueError for options that make no sense."""
         gpu = device(self.device, self.tflops, self.memory_gb, self.utilisation)
         usual = {"link_gbs": NVLINK_GBS if gpu.nvlink else PCIE_GBS, "network_gbs": NETWORK_GBS, "host_gbs": PCIE_GBS}
         rates = {name: rate if getattr(self, name) is None else getattr(self, name) for name, rate in usual.items()}
@@ -87,7 +86,7 @@ class RunPlan:
         placement, amp, compiled: where and how it computes.
         parameters, resident: the model's tensors; what is always on a GPU. None where that cannot be known.
         datasets, work, memory: by dataset, of one rank's batch.
-        entries, samples, probes: by "datasets.<name>" or "validation.<name>", of those whose files are there.
+        probes: by "datasets.<name>" or "validation.<name>", of those whose files are there.
         throughput: None where nothing trains. variants: how else it could run, where memory is short.
     """
 
@@ -103,8 +102,6 @@ class RunPlan:
     datasets: list[PlannedDataset] = field(default_factory=list)
     work: dict[str, dict[str, Work]] = field(default_factory=dict)
     memory: dict[str, StepMemory] = field(default_factory=dict)
-    entries: dict[str, int | None] = field(default_factory=dict)
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
     throughput: Throughput | None = None
     variants: list[Variant] = field(default_factory=list)
@@ -177,10 +174,8 @@ def _fill(result: RunPlan, assembly: Assembly, options: PlanOptions) -> None:
     result.missing, result.problems = found.awaited, found.problems
     deadline = time.monotonic() + PROBE_SECONDS
     for name, dataset in found.datasets.items():
-        result.entries[name] = dataset.length
-        result.samples[name] = first_samples(dataset, found.tokenizer, options.samples)
-        if options.probe:
-            result.probes[name] = probe(dataset, found.tokenizer, options.probe, deadline)
+        count = max(options.samples, options.probe)
+        result.probes[name] = probe(dataset, found.tokenizer, count, options.samples, deadline)
     verdict.judge_data(result, config)
     if found.model is not None:
         result.parameters = count_parameters(found.model, *sources)
@@ -240,9 +235,9 @@ def _simulate(result: RunPlan, config: Config, found: Findings, options: PlanOpt
 
 
 def _batches(result: RunPlan, config: Config, found: Findings) -> Callable[[int], list[PlannedDataset]]:
-    """How many parts every batch is cut into -> the batches of every dataset; none where they cannot be told."""
+    """How many parts every batch is cut into -> the batches of every dataset; none where they cannot be known."""
     bos = 0 if found.tokenizer is not None and found.tokenizer.bos_id is None else 1
-    entries = {name: result.entries.get(f"datasets.{name}") or 0 for name in config.datasets}
+    entries = {name: getattr(result.probes.get(f"datasets.{name}"), "entries", None) or 0 for name in config.datasets}
     known = {
         name: SampleStatistics(found.outlines[key], share, result.probes.get(key), bos)
         for name, share in shares(config.datasets, entries, config.mixture.mode).items()

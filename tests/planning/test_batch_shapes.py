@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from chatbridge.common.config import load_config
 from chatbridge.planning import PlanOptions, plan
-from chatbridge.planning.batch_shapes import expected_maximum, shares
+from chatbridge.planning.batch_shapes import shares
 from chatbridge.runners.assembly import Assembly
 from tests import tiny
-
-
-def test_a_batch_is_as_long_as_its_longest_sample():
-    values = [3, 9, 5, 5]
-    torch.manual_seed(0)
-    drawn = torch.tensor(values, dtype=torch.float)[torch.randint(4, (200_000, 3))].max(1).values.mean()
-    chances = {3: 0.25, 9: 0.25, 5: 0.5}
-    assert expected_maximum(chances, 3) == pytest.approx(float(drawn), rel=0.005)
-    assert expected_maximum(chances, 1) == pytest.approx(5.5)
 
 
 @pytest.fixture

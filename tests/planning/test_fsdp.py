@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import weakref
 from contextlib import nullcontext
 
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from chatbridge.common.devices import DEVICES
 from chatbridge.models import CausalLM, CausalLMConfig
+from chatbridge.models.simulation import as_fake
 from chatbridge.planning.fsdp import ShardGroups
 from chatbridge.planning.memory import CONTEXT_BYTES, resident_memory, step_memory
 from chatbridge.planning.parameters import count_parameters
@@ -59,7 +61,7 @@ class Gathering:
 
     Attributes:
         now, peak: bytes of them, and the most there were. received: bytes put together so far.
-        changed: told of every tensor that comes and goes, with the bytes.
+        changed: called with the bytes of every tensor that comes or goes.
     """
 
     def __init__(self, monkeypatch, changed=lambda bytes: None):
@@ -80,9 +82,9 @@ class Gathering:
             # gloo's thread lets go of its tensors when it pleases: it is given others.
             with _disable_current_modes():
                 whole, piece = torch.empty_like(output_tensor), input_tensor.clone()
-                told = send(comm, whole, piece, *args, **kwargs)
+                handle = send(comm, whole, piece, *args, **kwargs)
                 output_tensor.copy_(whole)
-            return told
+            return handle
 
         def gathering(params, *args, **kwargs):
             self.received += WORLD * sum(p._sharded_param_data.nbytes for p in params)
@@ -197,13 +199,34 @@ def alive_case(settings, rank, monkeypatch):
     return {"kept": kept_bytes(made), "buckets": bucketed, "peak": held + live.peak}
 
 
+def planned_and_forked():
+    """Exit status of a process that trains, forked from one that planned.
+
+    Inside FakeTensorMode PyTorch's engine counts a GPU that is not there, if that is a process' first backward pass.
+    """
+    with torch.device("meta"):
+        linear = nn.Linear(3, 3)
+    with as_fake(linear)[0]:
+        linear(torch.zeros(2, 3)).sum().backward()
+    child = os.fork()
+    if not child:
+        try:
+            torch.zeros((), requires_grad=True).backward()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def work(rank, folder):
+    forked = planned_and_forked()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        told = {"gathered": {case: gather_case(s, rank, monkeypatch) for case, s in GATHERED.items()}}
-        told["alive"] = {case: alive_case(s, rank, monkeypatch) for case, s in ALIVE.items()}
+        found = {"forked": forked}
+        found["gathered"] = {case: gather_case(s, rank, monkeypatch) for case, s in GATHERED.items()}
+        found["alive"] = {case: alive_case(s, rank, monkeypatch) for case, s in ALIVE.items()}
     with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(told, file)
+        json.dump(found, file)
     dist.destroy_process_group()
 
 
@@ -212,6 +235,10 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(work, (str(folder),), WORLD)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+def test_a_process_that_planned_can_fork_one_that_trains(ranks):
+    assert [rank["forked"] for rank in ranks] == [0, 0]
 
 
 @pytest.mark.parametrize("case", GATHERED)
