@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -24,14 +24,14 @@ class Costs:
     """Memory of a GPU and time of a step; `work` and `memory` by dataset, of one rank's batch."""
 
     resident: ResidentMemory
-    work: dict[str, dict[str, Work]]
-    memory: dict[str, StepMemory]
-    throughput: Throughput
+    work: dict[str, dict[str, Work]] = field(default_factory=dict)
+    memory: dict[str, StepMemory] = field(default_factory=dict)
+    throughput: Throughput | None = None
 
     @property
     def peak(self) -> float:
-        """Bytes per GPU at the worst moment of the worst dataset."""
-        return self.resident.always + max(m.peak for m in self.memory.values())
+        """Bytes per GPU at the worst moment of the worst dataset, the driver's context included."""
+        return self.resident.always + max((m.peak for m in self.memory.values()), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ def to_text(plan: RunPlan) -> str:
 
 def to_json(plan: RunPlan) -> dict[str, Any]:
     """The plan as plain values; every number in bytes, operations, samples or seconds, never rounded."""
-    where, count = plan.placement, plan.parameters
+    where, count, costs = plan.placement, plan.parameters, plan.costs
     values = {name: getattr(plan, name) for name in ("problems", "missing", "warnings", "amp", "seconds", "ok")}
     values |= {"config": plan.source, "compile": plan.compiled, "nodes": where.nodes, "gpus_per_node": where.gpus}
     values |= {"strategy": where.strategy, "offload_frozen": where.offload, "accumulate": where.accumulate}
-    values |= {"device": where.device, "throughput": plan.throughput, "variants": plan.variants}
+    values |= {"device": where.device, "throughput": costs and costs.throughput, "variants": plan.variants}
     values["links"] = {"gpu": where.link_gbs, "host": where.host_gbs, "network": where.network_gbs}
     values["model"] = count and {
         "language_model": count.source,
@@ -40,13 +40,13 @@ def to_json(plan: RunPlan) -> dict[str, Any]:
         "buffers": count.buffers,
         "trainable": [{"name": name, "shape": list(shape)} for name, shape in count.trainable],
     }
-    values["memory"] = plan.resident and {
-        "always": dataclasses.asdict(plan.resident) | {"context": CONTEXT_BYTES},
-        "steps": {n: dataclasses.asdict(m) | {"moment": m.moment, "peak": m.peak} for n, m in plan.memory.items()},
-        "peak": plan.peak,
+    values["memory"] = costs and {
+        "always": dataclasses.asdict(costs.resident) | {"context": CONTEXT_BYTES},
+        "steps": {n: dataclasses.asdict(m) | {"moment": m.moment, "peak": m.peak} for n, m in costs.memory.items()},
+        "peak": costs.peak,
         "room": plan.room,
     }
-    values["steps"] = {d.name: dataclasses.asdict(d) | {"flops_per_rank": plan.work[d.name]} for d in plan.datasets}
+    values["steps"] = {d.name: dataclasses.asdict(d) | {"flops_per_rank": costs.work[d.name]} for d in plan.datasets}
     values["data"] = {}
     for name, seen in plan.probes.items():
         found = dataclasses.asdict(seen)
@@ -91,11 +91,11 @@ def _parameters(plan: RunPlan) -> str:
 
 
 def _memory(plan: RunPlan) -> str:
-    r, steps = plan.resident, list(plan.memory.values())
-    if r is None:
+    if plan.costs is None:
         return ""
+    r, steps = plan.costs.resident, list(plan.costs.memory.values())
     always = {"weights": r.weights + r.buffers, "optimizer": r.optimizer, "gradient buckets": r.buckets}
-    rows = [["memory per GPU, GB", *plan.memory]]
+    rows = [["memory per GPU, GB", *plan.costs.memory]]
     for name, value in (always | {"context (assumed)": CONTEXT_BYTES}).items():
         rows.append([name, *([_gb(value)] * max(1, len(steps)))])
     if steps:
@@ -107,7 +107,7 @@ def _memory(plan: RunPlan) -> str:
         rows.append(["peak", *(_gb(r.always + m.peak) for m in steps)])
     else:
         rows[0].append("")
-    text = f"Peak {_gb(plan.peak)} GB of {plan.placement.device.memory_gb:g} GB\n{_columns(rows)}"
+    text = f"Peak {_gb(plan.costs.peak)} GB of {plan.placement.device.memory_gb:g} GB\n{_columns(rows)}"
     if r.building:
         text += f"\nHost memory of a node: {_gb(r.building)} GB for a copy of the language model that each process cuts"
     return text + (f"; {_gb(r.pinned)} GB locked for the offloaded pieces throughout" if r.pinned else "")
@@ -116,7 +116,7 @@ def _memory(plan: RunPlan) -> str:
 def _operations(plan: RunPlan) -> str:
     if not plan.datasets:
         return ""
-    expected, works = [d.expected for d in plan.datasets], [plan.work[d.name] for d in plan.datasets]
+    expected, works = [d.expected for d in plan.datasets], [plan.costs.work[d.name] for d in plan.datasets]
     names, samples = [d.name for d in plan.datasets], [shape.samples for shape in expected]
     shapes = [
         ["batch", *names],
@@ -138,7 +138,7 @@ def _operations(plan: RunPlan) -> str:
 
 
 def _throughput(plan: RunPlan) -> str:
-    t, where = plan.throughput, plan.placement
+    t, where = plan.costs and plan.costs.throughput, plan.placement
     if t is None:
         return ""
     text = (

@@ -22,15 +22,13 @@ from chatbridge.planning.batch_shapes import (
     planned_mixture,
     shares,
 )
-from chatbridge.planning.costs import CostModel, Variant
+from chatbridge.planning.costs import CostModel, Costs, Variant
 from chatbridge.planning.dataset_probe import Probe, probe
 from chatbridge.planning.fsdp import ShardGroups
-from chatbridge.planning.memory import MARGIN, ResidentMemory, StepMemory, resident_memory
+from chatbridge.planning.memory import MARGIN, resident_memory
 from chatbridge.planning.model import meta_model
 from chatbridge.planning.parameters import ParameterCount, count_parameters
 from chatbridge.planning.placement import NETWORK_GBS, NVLINK_GBS, PCIE_GBS, Placement
-from chatbridge.planning.simulator import Work
-from chatbridge.planning.throughput import Throughput
 from chatbridge.runners.assembly import Assembly
 from chatbridge.runners.check import Findings, examine
 from chatbridge.runners.config import TrainingConfig
@@ -84,10 +82,10 @@ class RunPlan:
     Attributes:
         source: the YAML. problems, missing, warnings: one line each; missing are files to fetch.
         placement, amp, compiled: where and how it computes.
-        parameters, resident: the model's tensors; what is always on a GPU. None where that cannot be known.
-        datasets, work, memory: by dataset, of one rank's batch.
+        parameters, costs: the model's tensors; memory and time. None where that cannot be known.
+        datasets: whose steps were simulated.
         probes: by "datasets.<name>" or "validation.<name>", of those whose files are there.
-        throughput: None where nothing trains. variants: how else it could run, where memory is short.
+        variants: how else it could run, where memory is short.
     """
 
     source: str
@@ -98,25 +96,15 @@ class RunPlan:
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     parameters: ParameterCount | None = None
-    resident: ResidentMemory | None = None
+    costs: Costs | None = None
     datasets: list[PlannedDataset] = field(default_factory=list)
-    work: dict[str, dict[str, Work]] = field(default_factory=dict)
-    memory: dict[str, StepMemory] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
-    throughput: Throughput | None = None
     variants: list[Variant] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
         return not (self.problems or self.missing)
-
-    @property
-    def peak(self) -> float | None:
-        """Bytes per GPU at the worst moment of the worst dataset, the driver's context included."""
-        if self.resident is None:
-            return None
-        return self.resident.always + max((m.peak for m in self.memory.values()), default=0.0)
 
     @property
     def room(self) -> float:
@@ -210,7 +198,7 @@ def _simulate(result: RunPlan, config: Config, found: Findings, options: PlanOpt
     run, where, llm = config.run, result.placement, getattr(config.model, "llm", None)
     if not isinstance(run, TrainingConfig):
         groups = ShardGroups(getattr(found.model, "llm", None))
-        result.resident = resident_memory(result.parameters, groups, where, None)
+        result.costs = Costs(resident_memory(result.parameters, groups, where, None))
         return
 
     def rebuild(checkpointing: bool) -> nn.Module:
@@ -221,13 +209,12 @@ def _simulate(result: RunPlan, config: Config, found: Findings, options: PlanOpt
     model = CostModel(
         found.model, rebuild, found.optimizers, result.parameters, batches, where, result.amp, run.total_steps
     )
-    result.resident = model.resident(where)
+    result.costs = Costs(model.resident(where))
     if not batches(1):
         return
-    costs = model.costs(where)  # fails where a step cannot be simulated: nothing is planned then
+    result.costs = model.costs(where)  # fails where a step cannot be simulated: no dataset is planned then
     result.datasets = batches(1)
-    result.work, result.memory, result.throughput = costs.work, costs.memory, costs.throughput
-    if costs.peak > (1 - MARGIN) * result.room:
+    if result.costs.peak > (1 - MARGIN) * result.room:
         sizes = [config.mixture.batch_size]
         if config.mixture.mode != "mixed":
             sizes = [d.batch_size for d in config.datasets.values() if d.batch_tokens is None]

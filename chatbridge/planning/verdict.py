@@ -69,7 +69,7 @@ def judge_run(result: RunPlan, config: Config) -> None:
     if not isinstance(config.run, TrainingConfig):
         result.warnings.append("not a training run: of memory only the weights are counted, of time nothing")
     else:
-        if result.amp is None and result.memory:
+        if result.amp is None and result.datasets:
             result.warnings.append("run.amp: no: what learns computes in fp32, far below the half-precision peak")
         if config.run.device == "cpu":
             result.warnings.append(f"run.device is cpu: planned as if on {gpu.name}")
@@ -77,9 +77,10 @@ def judge_run(result: RunPlan, config: Config) -> None:
             result.warnings.append(
                 "lengths are not measured where data or tokenizer are absent: every sample is taken at task.max_txt_len"
             )
-    if result.peak is not None and result.peak > (1 - MARGIN) * result.room:
-        line = f"{result.peak / 1e9:.1f} GB of {gpu.memory_gb:.0f} GB on each {gpu.name}"
-        if result.peak > result.room:
+    peak = 0.0 if result.costs is None else result.costs.peak
+    if peak > (1 - MARGIN) * result.room:
+        line = f"{peak / 1e9:.1f} GB of {gpu.memory_gb:.0f} GB on each {gpu.name}"
+        if peak > result.room:
             result.problems.append(f"the run does not fit: {line}; {_remedy(result)}")
         else:
             result.warnings.append(f"memory is tight: {line}; the prediction is good to {MARGIN:.0%}")

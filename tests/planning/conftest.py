@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from chatbridge import register_all
-from chatbridge.planning import run_plan as run_plan_module
+from chatbridge.planning.recorder import ENCODE
+from chatbridge.planning.simulator import Simulator, Step, Update
 from tests import tiny
 
 
@@ -21,10 +24,6 @@ def tree(tmp_path):
 
 @pytest.fixture
 def without_steps(monkeypatch):
-    """Plans simulate nothing: for what they say of configuration, files and data."""
-
-    def batches_alone(result, config, found, _):
-        result.datasets = run_plan_module._batches(result, config, found)(1)
-        result.work = {dataset.name: {} for dataset in result.datasets}
-
-    monkeypatch.setattr(run_plan_module, "_simulate", batches_alone)
+    """Steps take nothing: for what a plan says of configuration, files and data."""
+    monkeypatch.setattr(Simulator, "step", lambda *_: Step({ENCODE: 0}, 0, 0, Counter()))
+    monkeypatch.setattr(Simulator, "update", lambda *_: Update())

@@ -80,7 +80,7 @@ def test_stage_2_of_the_published_run():
     both = next(d.expected for d in found.datasets if d.name == "valor_detail")
     assert set(both.media) == {"video", "audio"} and (both.samples, both.length) == (2, 221)
     assert both.supervised == 2 * (220 - 64)
-    assert found.throughput.steps == 10_000 and found.peak < found.room == 80e9
+    assert found.costs.throughput.steps == 10_000 and found.costs.peak < found.room == 80e9
 
 
 def test_counts_are_those_of_the_model_that_is_built(tree, tmp_path, run_plan):
@@ -99,7 +99,7 @@ def test_counts_are_those_of_the_model_that_is_built(tree, tmp_path, run_plan):
     assert llm["bytes"] == sum(p.nbytes for p in model.llm.parameters()) and not llm["trainable"]
     assert sum(part["bytes"] for part in found["model"]["buffers"]) == sum(b.nbytes for b in model.buffers())
     again = plan(tmp_path / "run.yaml", PlanOptions(gpus=2), ["run.max_steps=60"])
-    assert again.peak == found["memory"]["peak"] and again.throughput.steps == 60
+    assert again.costs.peak == found["memory"]["peak"] and again.costs.throughput.steps == 60
 
 
 def test_the_text(tmp_path, tree, capsys):
