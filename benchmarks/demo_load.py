@@ -106,15 +106,15 @@ def run(address: str, server: int, scripts: list[Script], seconds: float) -> Loa
     Args:
         address: of the page. server: its process.
     """
-    load, lock, begun = Load(), threading.Lock(), time.monotonic()
+    load, lock, started = Load(), threading.Lock(), time.monotonic()
 
     def work(script: Script) -> None:
-        while time.monotonic() - begun < seconds:
+        while time.monotonic() - started < seconds:
             try:
                 client = Client(address, verbose=False, analytics_enabled=False, download_files=False)
                 for _ in range(ROUNDS):
                     _conversation(client, script, load, lock)
-                    if time.monotonic() - begun >= seconds:
+                    if time.monotonic() - started >= seconds:
                         break
                 client.close()
             except Exception as error:
@@ -126,7 +126,7 @@ def run(address: str, server: int, scripts: list[Script], seconds: float) -> Loa
         worker.start()
     process = psutil.Process(server)
     while any(worker.is_alive() for worker in workers):
-        load.memory.append((time.monotonic() - begun, _pss(process)))
+        load.memory.append((time.monotonic() - started, _pss(process)))
         time.sleep(min(1.0, seconds / 20))
     return load
 
@@ -141,14 +141,14 @@ def _conversation(client: Client, script: Script, load: Load, lock: threading.Lo
     )
     expected = iter(script.answers)
     for name, arguments in steps:
-        begun = time.monotonic()
+        started = time.monotonic()
         shown = client.predict(*arguments, api_name=name)
         if name == "/mute":
             continue
         said, wanted = answer_of(shown[0]), next(expected)
         with lock:
             load.answers += 1
-            load.seconds.append(time.monotonic() - begun)
+            load.seconds.append(time.monotonic() - started)
             if said != wanted:
                 load.wrong.append(f"{script.picture.name}: {said!r} instead of {wanted!r}")
     client.predict(api_name="/clear")
@@ -174,7 +174,7 @@ def _pss(process: psutil.Process) -> int:
 
 def start(config: Path, port: int, log: Path, temporary: Path) -> tuple[subprocess.Popen, float]:
     """The page in a process of its own, and the seconds until it was served."""
-    begun = time.monotonic()
+    started = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "demo.py", "--cfg-path", str(config), "--gpu-id", "-1", "--port", str(port)],
@@ -183,7 +183,7 @@ def start(config: Path, port: int, log: Path, temporary: Path) -> tuple[subproce
     while True:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
-                return process, time.monotonic() - begun
+                return process, time.monotonic() - started
         except httpx.HTTPError:
             pass
         if process.poll() is not None:
@@ -203,10 +203,10 @@ def on_screen(address: str) -> float | None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
-        begun = time.monotonic()
+        started = time.monotonic()
         page.goto(address)
         page.locator("#box textarea").wait_for()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         browser.close()
     return seconds
 

@@ -48,16 +48,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     args = parser.parse_args()
     command = [sys.executable, "-m", "chatbridge.serve", "--cfg-path", args.cfg_path, "--port", "0"]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        return measure(server, args, begun)
+        return measure(server, args, started)
     finally:
         server.terminate()
         print("exit status of the server:", server.wait(30))
 
 
-def measure(server: subprocess.Popen[str], args: argparse.Namespace, begun: float) -> int:
+def measure(server: subprocess.Popen[str], args: argparse.Namespace, started: float) -> int:
     url = None
     for line in server.stderr:
         if found := re.search(r"serving '(.*)' at (\S+)", line):
@@ -65,7 +65,7 @@ def measure(server: subprocess.Popen[str], args: argparse.Namespace, begun: floa
             break
     if url is None:
         return 1
-    print(f"listens after {time.perf_counter() - begun:.1f} s")
+    print(f"listens after {time.perf_counter() - started:.1f} s")
     threading.Thread(target=server.stderr.read, daemon=True).start()
     records = json.loads((WORLD / "annotations" / "joint_image_match.json").read_text())
     tally, end = Tally(), time.monotonic() + args.seconds
@@ -127,11 +127,11 @@ def shown(record: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def streamed(client: OpenAI, model: str, messages: list[Any], tally: Tally) -> str:
-    text, begun, first = "", time.perf_counter(), None
+    text, started, first = "", time.perf_counter(), None
     for chunk in client.chat.completions.create(model=model, messages=messages, max_tokens=40, stream=True):
         text += chunk.choices[0].delta.content or ""
         if text and first is None:
-            first = time.perf_counter() - begun
+            first = time.perf_counter() - started
             tally.first_seconds.append(first)
     return text
 

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from typing import TextIO
 
 from chatbridge.common.documents import repaired
@@ -194,15 +195,7 @@ def talk(terminal: Terminal, lines: TextIO) -> int:
 
 
 def settings(args: argparse.Namespace) -> GenerationSettings:
-    return GenerationSettings(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        repetition_penalty=args.repetition_penalty,
-        num_beams=args.num_beams,
-        seed=args.seed,
-    )
+    return GenerationSettings(**{field.name: getattr(args, field.name) for field in fields(GenerationSettings)})
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import struct
 import zlib
 
@@ -139,8 +140,8 @@ def test_by_content_and_not_by_name(files, tmp_path):
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>',
     ],
 )
-def test_what_is_no_medium(files, content, tmp_path):
-    file = files["a.png"].with_name("thing.mp4")
+def test_what_is_no_medium(content, tmp_path):
+    file = tmp_path / "thing.mp4"
     file.write_bytes(content)
     for source in (file, content):
         for modality in (None, "image", "video", "audio"):
@@ -148,11 +149,12 @@ def test_what_is_no_medium(files, content, tmp_path):
                 MediaLimits().check(source, modality)
 
 
-def test_a_playlist_cannot_show_the_file_beside_it(files):
+def test_a_playlist_cannot_show_the_file_beside_it(files, tmp_path):
     """FFmpeg opens what an ``ffconcat`` names: without the check, one upload could show another."""
     import av
 
-    playlist = files["loud.mp4"].with_name("list.mp4")
+    shutil.copy(files["loud.mp4"], tmp_path)
+    playlist = tmp_path / "list.mp4"
     playlist.write_text("ffconcat version 1.0\nfile loud.mp4\n")
     with av.open(str(playlist)) as container:
         assert container.streams.video
