@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chatbridge.datasets.records import Record
     from chatbridge.evaluation.metrics import Prediction, Score
     from chatbridge.models.chatbridge import Output
-    from chatbridge.models.tokens import TokenShape
+    from chatbridge.models.row_counts import TokenShape
     from chatbridge.processors.base import Blob
     from chatbridge.runners.config import TrainingConfig
     from chatbridge.tasks.base import Rendered
@@ -54,9 +54,9 @@ class Encoder(Protocol):
             is sent through.
         token_grid(shape) -> Tensor | None: [rows, columns], int64: which token stands where. Without it, or None: the
             tokens stand on no grid.
-        file_format: a `chatbridge.weights.formats.Format`, how published files are recognised; with it goes
-            read_names(reading, names, extras): enters what each tensor of such a file is called here
-            (`chatbridge.weights.coverage.Reading`). Without them the class reads its files itself.
+        file_format: a `chatbridge.weights.formats.WeightFormat`, how published files are recognised; with it goes
+            read_names(mapping, names, extras): enters what each tensor of such a file is called here
+            (`chatbridge.weights.coverage.NameMapping`). Without them the class reads its files itself.
         resamplers: tensor name -> function that brings a file's tensor to this module's shape.
         copies() -> dict[str, str]: names that published files repeat -> the one name here.
     """

@@ -147,7 +147,7 @@ SETS: dict[str, Set] = {
         read.ocr_vqa, read.plain_names, optional=True,
     ),
 }  # fmt: skip
-"""The published mixture (fact sheet 1 and 2.7), and two sets that the paper names without giving them a weight."""
+"""The published mixture (the original's YAML), and two sets that the paper names without giving them a weight."""
 
 
 def find_files(source: Path, alternatives: tuple[str, ...], known: dict[str, list[Path]]) -> list[Path]:

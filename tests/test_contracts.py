@@ -29,12 +29,12 @@ from chatbridge.common.registry import (
 )
 from chatbridge.common.schema import Binder, to_plain
 from chatbridge.evaluation.metrics import Prediction
-from chatbridge.models.tokens import RowCount, TokenShape, token_count, token_grid
+from chatbridge.models.row_counts import RowCount, TokenShape, token_count, token_grid
 from chatbridge.runners import TrainingConfig
-from chatbridge.weights.adapters import module_targets, read_encoder
 from chatbridge.weights.coverage import compare
-from chatbridge.weights.files import Source
+from chatbridge.weights.files import WeightSource
 from chatbridge.weights.formats import detect
+from chatbridge.weights.name_mapping import module_targets, read_encoder
 from tests import tiny, toy_model
 
 register_all()
@@ -102,7 +102,7 @@ class TestEncoders:
         state = encoder.state_dict()
         state |= {copy: state[one] for copy, one in getattr(encoder, "copies", dict)().items()}
         assert detect(state) == name
-        source = Source.of(state)
+        source = WeightSource.of(state)
         coverage = compare(read_encoder(encoder, source), source, module_targets(encoder))
         assert coverage.ok and coverage.tensors[0] == coverage.tensors[1] == len(encoder.state_dict())
 

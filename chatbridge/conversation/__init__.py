@@ -1,6 +1,6 @@
 """A dialogue -> segments of text (supervised or not) and media slots -> token ids; templates and stop rules."""
 
-from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, Source, Turn
+from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, MediaSource, Turn
 from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Media, Segment, Text
 from chatbridge.conversation.stop import StopOnAny, StopOnIds, StopOnText, clean_answer
@@ -15,7 +15,7 @@ __all__ = [
     "PromptFormat",
     "Segment",
     "Slot",
-    "Source",
+    "MediaSource",
     "StopOnAny",
     "StopOnIds",
     "StopOnText",

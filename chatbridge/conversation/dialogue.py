@@ -10,7 +10,7 @@ ASSISTANT = "assistant"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class MediaSource:
     """Something that is looked at or listened to.
 
     Attributes:
@@ -30,7 +30,7 @@ class Turn:
 
     role: str
     text: str = ""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[MediaSource, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in (HUMAN, ASSISTANT):
@@ -46,7 +46,7 @@ class Dialogue:
     Attributes:
         turns: who said what. A last turn by the human leaves the dialogue open.
         chat: several exchanges in a row (MULTIS conversations), whose answers are closed without a line break;
-            answers of single questions have one (fact sheet 2.6).
+            answers of single questions have one, as in the original's data_task.py.
     """
 
     turns: tuple[Turn, ...]
@@ -54,7 +54,7 @@ class Dialogue:
 
     @classmethod
     def about(
-        cls, sources: Sequence[Source], exchanges: Sequence[tuple[str, str | None]], chat: bool = False
+        cls, sources: Sequence[MediaSource], exchanges: Sequence[tuple[str, str | None]], chat: bool = False
     ) -> Dialogue:
         """Media first, then pairs of question and answer; an answer of None leaves the dialogue open there."""
         turns = [Turn(HUMAN, "", tuple(sources))] if sources else []
@@ -65,7 +65,7 @@ class Dialogue:
         return cls(tuple(turns), chat)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[MediaSource, ...]:
         """All media of the dialogue, in reading order."""
         return tuple(source for turn in self.turns for source in turn.sources)
 

@@ -1,6 +1,6 @@
 """The written form of a dialogue: tags, separators, the words that introduce media, and where the loss goes.
 
-The defaults write what the published checkpoints were trained on (fact sheet 2.6):
+The defaults write what the published checkpoints were trained on (the original's data_task.py):
 ``###Human: Given following image: <slot>.###Human: question###Assistant:answer\\n###``, with the loss on each answer
 up to and including the ``###`` that closes it. Other language models and other modalities need other words only.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatbridge.common.schema import key
-from chatbridge.conversation.dialogue import HUMAN, Dialogue, Source
+from chatbridge.conversation.dialogue import HUMAN, Dialogue, MediaSource
 from chatbridge.conversation.segments import Media, Segment, Text, join_text, to_text
 
 _SLOT = re.compile(r"\{([A-Za-z0-9_]+)\}")
@@ -74,7 +74,7 @@ class PromptFormat:
             pieces.append(Text(self.assistant))
         return join_text(pieces)
 
-    def introduction(self, sources: Sequence[Source]) -> list[Segment]:
+    def introduction(self, sources: Sequence[MediaSource]) -> list[Segment]:
         """The sentence that shows media, with a slot (or a description) for each."""
         by_name = {source.modality: source for source in sources}
         whole = self._whole_intro(tuple(by_name)) if len(by_name) == len(sources) else None
@@ -95,7 +95,7 @@ class PromptFormat:
         return to_text(self.segments(dialogue), placeholder)
 
     def parse(self, text: str, slots: Sequence[Media], placeholder: str = "<query>") -> list[Segment]:
-        """Pieces of a dialogue that is already written, as the original reads it (golden README, stage 2).
+        """Pieces of a dialogue that is already written, as the original's chatbridge.py reads it.
 
         Text before the last placeholder carries no loss; behind it, each answer from after `assistant` up to and
         including the next `answer_end` does; an answer that is never closed is prompt.
@@ -137,8 +137,8 @@ class PromptFormat:
         return None
 
 
-def caption_segments(sources: Sequence[Source], caption: str | None, end_symbol: str = "\n") -> list[Segment]:
-    """Stage 1: the media, then the caption and its end symbol, both supervised; no words around (fact sheet 2.3).
+def caption_segments(sources: Sequence[MediaSource], caption: str | None, end_symbol: str = "\n") -> list[Segment]:
+    """Stage 1: the media, then the caption and its end symbol, both supervised; no words around.
 
     A caption of None leaves it open: the media alone, for the model to describe.
     """
@@ -148,7 +148,7 @@ def caption_segments(sources: Sequence[Source], caption: str | None, end_symbol:
     return join_text(pieces)
 
 
-def _slot(source: Source) -> Segment:
+def _slot(source: MediaSource) -> Segment:
     if source.text is None:
         return Media(source.modality, source.count)
     return Text(source.text.strip().rstrip("."), apart=True)  # the introduction has its own full stop

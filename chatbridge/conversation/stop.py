@@ -1,7 +1,7 @@
 """When an answer ends, and what of it is shown.
 
 Rules look at one row of a batch at a time. They look at text, because in LLaMA's vocabulary the separator ``###`` is
-one token or two depending on what stands before it (fact sheet 5); rules on ids exist for published settings.
+one token or two depending on what stands before it; rules on ids exist for published settings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Templates: what the human says for a task kind, as many per kind as the original has (fact sheet 2.6)."""
+"""Templates: what the human says for a task kind, as many per kind as the original's task_prompt.json has."""
 
 from __future__ import annotations
 

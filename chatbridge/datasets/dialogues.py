@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chatbridge.common.read_mode import EVALUATION, ReadMode, Training
-from chatbridge.conversation.dialogue import Dialogue, Source
+from chatbridge.conversation.dialogue import Dialogue, MediaSource
 from chatbridge.conversation.templates import QUESTION, Templates
 from chatbridge.datasets.kinds import CAPTION, FIRST_PAIR, OCR, TaskKind
 from chatbridge.datasets.records import Record
@@ -123,13 +123,13 @@ class DialogueMaker:
         return clean_tags(text, self.kind.modalities)
 
 
-def sources_of(record: Record, modalities: Sequence[str]) -> tuple[Source, ...]:
+def sources_of(record: Record, modalities: Sequence[str]) -> tuple[MediaSource, ...]:
     """What a record shows: real media where it names files, its descriptions where it has only those."""
     sources = []
     for modality in modalities:
         files = record.files_of(modality)
         text = None if files else record.descriptions[modality]
-        sources.append(Source(modality, max(1, len(files)), text))
+        sources.append(MediaSource(modality, max(1, len(files)), text))
     return tuple(sources)
 
 

@@ -2,7 +2,7 @@
 
 Written ``ti-cap``, ``tva-conv``, ``ta-shortqa`` as in the original's data configurations, ``thermal-cap`` or
 ``video+thermal-conv`` for any other modality, or as a mapping ``{modalities: [thermal], kind: cap}``. The name is
-parsed, never searched for substrings: the original took every task with "ta" in it for audio (fact sheet 2.8).
+parsed, never searched for substrings: the original took every task with "ta" in it for audio.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Annotation entries, typed: what an entry of the fact sheet's formats (2.6) says, and lacks for a task kind."""
+"""Annotation entries, typed: what an entry in the formats of the original's data_task.py says, and what it lacks."""
 
 from __future__ import annotations
 

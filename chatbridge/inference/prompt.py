@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from chatbridge.conversation import ASSISTANT, HUMAN, Dialogue, PromptFormat, Source, Turn, tokenize
+from chatbridge.conversation import ASSISTANT, HUMAN, Dialogue, MediaSource, PromptFormat, Turn, tokenize
 from chatbridge.inference.attachments import Medium
 from chatbridge.processors.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ def dialogue_of(exchanges: Sequence[Exchange]) -> Dialogue:
     turns = []
     for exchange in exchanges:
         runs = groupby(exchange.media, key=lambda medium: medium.modality)
-        sources = tuple(Source(modality, len(list(run))) for modality, run in runs)
+        sources = tuple(MediaSource(modality, len(list(run))) for modality, run in runs)
         turns.append(Turn(HUMAN, exchange.text, sources))
         if exchange.answer is not None:
             turns.append(Turn(ASSISTANT, exchange.answer))

@@ -18,8 +18,8 @@ from chatbridge.models.projectors import (
     ResamplerConfig,
     ResamplerProjector,
 )
-from chatbridge.weights.adapters import to_original
-from chatbridge.weights.readers import load_checkpoint, load_original
+from chatbridge.weights.loading import load_checkpoint, load_original
+from chatbridge.weights.name_mapping import to_original
 
 __all__ = [
     "Beats",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbridge.models.bridge import Bridge
-from chatbridge.models.tokens import token_grid
+from chatbridge.models.row_counts import token_grid
 
 
 @dataclass(frozen=True)

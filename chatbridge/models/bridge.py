@@ -19,7 +19,7 @@ from chatbridge.common.registry import ENCODERS, PROJECTORS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Shape
 from chatbridge.models.projectors import QFormerConfig
-from chatbridge.models.tokens import TokenShape, token_grid
+from chatbridge.models.row_counts import TokenShape, token_grid
 from chatbridge.weights import WeightsError
 
 

@@ -21,9 +21,9 @@ from chatbridge.common.schema import key
 from chatbridge.contracts import RowsOf
 from chatbridge.models.bridge import Bridge, BridgeConfig
 from chatbridge.models.llm import Stop
-from chatbridge.models.tokens import RowCount
+from chatbridge.models.row_counts import RowCount
+from chatbridge.weights.loading import load_checkpoint, load_trainable
 from chatbridge.weights.pretrained import from_pretrained, save_pretrained
-from chatbridge.weights.readers import load_checkpoint, load_trainable
 
 
 @dataclass(kw_only=True)

@@ -20,8 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chatbridge.common.registry import LLMS, nearest
 from chatbridge.common.schema import key
-from chatbridge.models.folder import build, end_tokens, load_folder, settings_of
-from chatbridge.models.trial import GENERATING, PACKING, READING, STREAMING, faults
+from chatbridge.models.language_model_checks import GENERATING, PACKING, READING, STREAMING, faults
+from chatbridge.models.language_model_folder import build, end_tokens, load_folder, settings_of
 from chatbridge.weights import DTYPES
 
 Stop = Callable[[list[int]], bool]
@@ -178,7 +178,7 @@ class CausalLM(nn.Module):
         return logits_KV.float()
 
     def try_out(self, *uses: str) -> None:
-        """Compare uses of the model (of `chatbridge.models.trial`) with its plain forward pass, each once."""
+        """Compare uses of the model (`language_model_checks`) with its plain forward pass, each once."""
         new = [use for use in uses if use not in self._tried]
         self._tried |= dict.fromkeys(new, "")  # while they are being tried
         self._tried |= faults(self, new) if new else {}

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from chatbridge.models.bridge import BridgeConfig, check_frames
-from chatbridge.models.tokens import meta_encoder
+from chatbridge.models.row_counts import meta_encoder
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from chatbridge.common.registry import MODELS, nearest
 from chatbridge.models.chatbridge import ChatBridgeConfig
-from chatbridge.models.folder import build, read_settings, settings_of
+from chatbridge.models.language_model_folder import build, read_settings, settings_of
 from chatbridge.models.llm import CausalLM, CausalLMConfig
 from chatbridge.weights import DTYPES
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from chatbridge.common.batch import IGNORE, TEXT, MultimodalBatch
+from chatbridge.models.language_model_checks import PACKING, READING
 from chatbridge.models.simulation import GpuDropout, as_fake
-from chatbridge.models.trial import PACKING, READING
 from chatbridge.planning.batch_shapes import BatchShape
 from chatbridge.planning.parameters import component_of
 from chatbridge.planning.recorder import BRIDGES, ENCODE, Operations, Recorder, shorten

@@ -23,7 +23,7 @@ MAX_PEAK = 1e6
 
 @dataclass(kw_only=True)
 class AudioConfig:
-    """Keys of the audio processor. The defaults are those of the published checkpoints (fact sheet 2.4)."""
+    """Keys of the audio processor. The defaults are those of the published checkpoints (the original's data.py)."""
 
     sample_rate: int = key(16000, help="sounds are resampled to this", unit="Hz", low=1000, high=192_000)
     mel_bins: int = key(64, help="mel filters", low=4, high=1024)

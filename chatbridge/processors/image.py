@@ -221,7 +221,7 @@ class ImageProcessor:
     """Any picture that Pillow reads -> [1, 3, image_size, image_size], normalised.
 
     Training resizes bilinearly as a float tensor (``preprocess_on: device``: in 8 bits), evaluation bicubically in
-    8 bits, both to a square without keeping the sides' ratio, as the original does (fact sheet 2.5).
+    8 bits, both to a square without keeping the sides' ratio, as the original's data.py and blip_processors.py do.
     """
 
     modality = "image"

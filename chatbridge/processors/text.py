@@ -1,4 +1,4 @@
-"""Cleaning of captions and questions, as the published data and metrics expect it (fact sheet 2.5).
+"""Cleaning of captions and questions, as the published data and metrics expect it (the original's blip_processors.py).
 
 Stage 1 cleans captions with `pre_caption`; stage 2 takes text as it is; BLIP-style evaluation uses `blip_caption`
 and `blip_question`. Word counts split on single spaces, so that a kept double space counts as in the original.

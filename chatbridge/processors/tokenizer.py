@@ -1,6 +1,6 @@
 """Text to token ids and back, one plain interface over SentencePiece models and transformers tokenizers.
 
-The original (fact sheet 2.3) tokenises every piece of a conversation on its own, without special tokens, by the
+The original tokenises every piece of a conversation on its own, without special tokens, by the
 slow LLaMA tokenizer: special strings are cut out first, what lies between goes through SentencePiece, which puts
 a word-boundary mark in front of each piece. `SentencePieceTokenizer` does exactly that, whatever the installed
 release of transformers makes of it.
@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
         self.vocab_size = max([self.model.vocab_size(), *(i + 1 for i in self._special.values())])
         self.bos_id = self._named(named, "bos_token", self.model.bos_id())
         self.eos_id = self._named(named, "eos_token", self.model.eos_id())
-        # The original pads with EOS even where the vocabulary has a token for padding (fact sheet 2.3).
+        # The original pads with EOS even where the vocabulary has a token for padding.
         self.pad_id = self.eos_id if self.eos_id is not None else 0
 
     def _named(self, named: Mapping[str, str], role: str, default: int) -> int | None:

@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from chatbridge.common.registry import nearest
+from chatbridge.models.language_model_checks import PACKING, READING
 from chatbridge.models.llm import CausalLM
-from chatbridge.models.trial import PACKING, READING
 from chatbridge.runners.config import TrainingConfig
 
 logger = logging.getLogger("chatbridge")

@@ -1,14 +1,14 @@
 """Weight files: reading them safely, telling what they are, mapping their names, filling models, fetching them."""
 
 from chatbridge.weights.coverage import Coverage
-from chatbridge.weights.files import DTYPES, Source, WeightsError, open_weights
+from chatbridge.weights.files import DTYPES, WeightsError, WeightSource, open_weights
 from chatbridge.weights.filling import empty_weights, filling_on, on_meta
-from chatbridge.weights.readers import load_checkpoint, load_encoder, load_language_model
+from chatbridge.weights.loading import load_checkpoint, load_encoder, load_language_model
 
 __all__ = [
     "DTYPES",
     "Coverage",
-    "Source",
+    "WeightSource",
     "WeightsError",
     "empty_weights",
     "filling_on",

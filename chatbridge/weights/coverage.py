@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chatbridge.weights.files import Source, WeightsError, shorten
+from chatbridge.weights.files import WeightsError, WeightSource, shorten
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Target:
 
 
 @dataclass
-class Reading:
+class NameMapping:
     """A file's names, read as one of the known formats.
 
     Attributes:
-        format: title of the format. slot: title of the part of a model that it is for.
+        kind: title of the format. slot: title of the part of a model that it is for.
         names: name in the file -> name of the target.
         ignored: names on the format's allow-list -> the pattern that allows them.
         copies: name in the file -> the name of the tensor there that it must equal.
@@ -38,7 +38,7 @@ class Reading:
         problems: what is wrong with the file whatever the names say.
     """
 
-    format: str
+    kind: str
     slot: str
     names: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Coverage:
     """
 
     path: str
-    format: str
+    kind: str
     slot: str
     container: str = ""
     bytes: int = 0
@@ -93,7 +93,7 @@ class Coverage:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "path": self.path, "ok": self.ok, "format": self.format, "container": self.container,
+            "path": self.path, "ok": self.ok, "format": self.kind, "container": self.container,
             "bytes": self.bytes, "tensors_in_file": self.file_tensors, "fills": self.slot,
             "tensors": _share(*self.tensors), "parameters": _share(*self.parameters), "missing": self.missing,
             "unexpected": self.unexpected, "mismatched": self.mismatched, "ignored": sorted(self.ignored),
@@ -103,7 +103,7 @@ class Coverage:
     def text(self) -> str:
         """For people."""
         size = f"{self.container}, {self.bytes / 1e6:,.1f} MB, {self.file_tensors} tensors" if self.container else ""
-        lines = [self.path, f"  is          {self.format}" + (f" ({size})" if size else "")]
+        lines = [self.path, f"  is          {self.kind}" + (f" ({size})" if size else "")]
         if self.tensors[1]:
             (have, all_), (have_p, all_p) = self.tensors, self.parameters
             lines.append(f"  fills       {self.slot}")
@@ -131,24 +131,24 @@ def allowed(name: str, patterns: Iterable[str]) -> str | None:
     return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
 
 
-def compare(reading: Reading, source: Source, targets: Mapping[str, Target]) -> Coverage:
-    """What loading `source` as `reading` into `targets` would do. Nothing but shapes is looked at."""
-    result = Coverage(str(source.path), reading.format, reading.slot, source.container, source.bytes)
+def compare(mapping: NameMapping, source: WeightSource, targets: Mapping[str, Target]) -> Coverage:
+    """What loading `source` as `mapping` says into `targets` would do. Nothing but shapes is looked at."""
+    result = Coverage(str(source.path), mapping.kind, mapping.slot, source.container, source.bytes)
     result.file_tensors = len(source.tensors)
-    result.ignored, result.problems = dict(reading.ignored), list(reading.problems)
-    given = {target: name for name, target in reading.names.items()}
+    result.ignored, result.problems = dict(mapping.ignored), list(mapping.problems)
+    given = {target: name for name, target in mapping.names.items()}
     for target, name in given.items():
         if target not in targets:
             result.unexpected.append(name)
     aliases: dict[int, list[str]] = {}
     for target, slot in targets.items():
         aliases.setdefault(id(slot.places[0]), []).append(target)
-    begun = {prefix for prefix in reading.optional if any(target.startswith(prefix) for target in given)}
+    begun = {prefix for prefix in mapping.optional if any(target.startswith(prefix) for target in given)}
     filled = filled_parameters = absent = absent_parameters = 0
     for names in aliases.values():
         size = targets[names[0]].places[0].numel()
         present = [name for name in names if name in given]
-        if not present and _may_go_without(names[0], reading.optional, begun):
+        if not present and _may_go_without(names[0], mapping.optional, begun):
             result.kept.append(names[0])
             continue
         fits = [_mismatch(given[name], source, targets[name]) for name in present]
@@ -170,7 +170,7 @@ def _may_go_without(name: str, optional: tuple[str, ...], begun: set[str]) -> bo
     return any(name.startswith(prefix) and prefix not in begun for prefix in optional)
 
 
-def _mismatch(name: str, source: Source, target: Target) -> str:
+def _mismatch(name: str, source: WeightSource, target: Target) -> str:
     given, needed = source.tensors[name], target.places[0]
     try:
         shape = target.fitted(given).shape

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from chatbridge.common.checksums import sha256 as digest_of
 from chatbridge.common.documents import DocumentError, read_json
 from chatbridge.weights.files import WeightsError
-from chatbridge.weights.manifest import Entry
+from chatbridge.weights.manifest import PublishedWeights
 
 CHUNK = 2**20
 
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return Path(given or Path(root) / "chatbridge").expanduser()
 
 
-def fetch(entry: Entry, folder: str | Path | None = None, attempts: int = 5) -> Path:
+def fetch(entry: PublishedWeights, folder: str | Path | None = None, attempts: int = 5) -> Path:
     """The weights of a manifest entry, fetched unless they are there already.
 
     Args:
@@ -61,7 +61,7 @@ def fetch(entry: Entry, folder: str | Path | None = None, attempts: int = 5) -> 
     return wanted
 
 
-def _from_hub(entry: Entry, wanted: Path | None) -> Path:
+def _from_hub(entry: PublishedWeights, wanted: Path | None) -> Path:
     try:
         if entry.file:
             found = Path(huggingface_hub.hf_hub_download(entry.hub, entry.file))

@@ -1,8 +1,8 @@
 """Weight files on disk: shapes at once, contents when they are asked for, never code.
 
-A `Source` stands for one file or for the shards of a folder. Its tensors are known by name, shape and type (on the
-meta device) as soon as it is opened; `Source.stream` then maps the files into memory a window at a time, so that a
-model can be filled while the host holds little more than one window of the file.
+A `WeightSource` stands for one file or for the shards of a folder. Its tensors are known by name, shape and type (on
+the meta device) as soon as it is opened; `WeightSource.stream` then maps the files into memory a window at a time, so
+that a model can be filled while the host holds little more than one window of the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """The tensors of a file or folder.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
     _state: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], where: str = "state dict") -> Source:
+    def of(cls, state: Mapping[str, Any], where: str = "state dict") -> WeightSource:
         """Tensors that are in memory already."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         return cls(Path(where), {n: _meta(n, t) for n, t in tensors.items()}, _state=tensors)
@@ -109,7 +109,7 @@ class Source:
             yield window
 
 
-def open_weights(path: str | Path, whole: bool = True) -> Source:
+def open_weights(path: str | Path, whole: bool = True) -> WeightSource:
     """Open a weight file, a folder of shards, or a checkpoint folder of this project, and check that it is whole.
 
     PyTorch's zip files and checkpoints of this project are read through once to compare their checksums; other
@@ -128,7 +128,7 @@ def open_weights(path: str | Path, whole: bool = True) -> Source:
         raise WeightsError(_no_permission(path)) from None
 
 
-def _open_file(path: Path, whole: bool) -> Source:
+def _open_file(path: Path, whole: bool) -> WeightSource:
     try:
         check_file(path)
     except DocumentError as error:
@@ -140,7 +140,7 @@ def _open_file(path: Path, whole: bool) -> Source:
     else:
         container = "torch" if is_zip(path) else "torch, legacy"
         tensors, extras = next(iter(guarded(path, lambda: _torch_shapes(path, whole))))
-    return Source(path, tensors, extras, container, dict.fromkeys(tensors, path))
+    return WeightSource(path, tensors, extras, container, dict.fromkeys(tensors, path))
 
 
 def _torch_shapes(path: Path, whole: bool) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
@@ -195,7 +195,7 @@ def _unwrap(payload: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     return state, extras | {repaired(str(n)): v for n, v in payload.items() if not isinstance(v, Tensor)}
 
 
-def _open_folder(folder: Path, whole: bool) -> Source:
+def _open_folder(folder: Path, whole: bool) -> WeightSource:
     for name in INDEXES:
         if os.path.isfile(folder / name):
             return _open_shards(folder, folder / name, whole)
@@ -218,7 +218,7 @@ def _open_folder(folder: Path, whole: bool) -> Source:
         raise WeightsError(f"folder '{folder}' holds no weights; looked for {looked} and checkpoints/latest") from None
 
 
-def _open_shards(folder: Path, index: Path, whole: bool) -> Source:
+def _open_shards(folder: Path, index: Path, whole: bool) -> WeightSource:
     """The shards of an index, every claim of which is compared with the files."""
     weight_map = _weight_map(index)
     names = sorted(set(weight_map.values()))
@@ -241,7 +241,7 @@ def _open_shards(folder: Path, index: Path, whole: bool) -> Source:
     if lies:
         raise WeightsError(f"index '{index}' does not describe its shards ({len(lies)}): {shorten(lies, 3)}")
     container = f"{shards[names[0]].container}, {len(names)} shards"
-    return Source(folder, tensors, {}, container, {name: folder / file for name, file in weight_map.items()})
+    return WeightSource(folder, tensors, {}, container, {name: folder / file for name, file in weight_map.items()})
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -14,8 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from chatbridge.weights.coverage import Reading, Target
-from chatbridge.weights.files import Source, WeightsError
+from chatbridge.weights.coverage import NameMapping, Target
+from chatbridge.weights.files import WeightsError, WeightSource
 
 _device: ContextVar[torch.device | None] = ContextVar("chatbridge_filling_device", default=None)
 
@@ -41,7 +41,9 @@ def empty_weights(wanted: bool = True) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, reading: Reading, source: Source, targets: Mapping[str, Target], what: str) -> None:
+def fill(
+    module: nn.Module, mapping: NameMapping, source: WeightSource, targets: Mapping[str, Target], what: str
+) -> None:
     """Put every named tensor of `source` into its target; all of them, or none.
 
     Parameters on the meta device are made on the device of `filling_on`; others are overwritten in place.
@@ -56,9 +58,9 @@ def fill(module: nn.Module, reading: Reading, source: Source, targets: Mapping[s
     device = _device.get() or torch.device("cpu")
     made: dict[int, Tensor] = {}
     waiting: list[tuple[Tensor, Tensor]] = []
-    for name, tensor in checked(reading, source, what):
-        if name in reading.names:
-            target = targets[reading.names[name]]
+    for name, tensor in checked(mapping, source, what):
+        if name in mapping.names:
+            target = targets[mapping.names[name]]
             value = target.fitted(tensor)
             for place in target.places:
                 if not place.is_meta:
@@ -72,10 +74,10 @@ def fill(module: nn.Module, reading: Reading, source: Source, targets: Mapping[s
         place.copy_(value)
 
 
-def checked(reading: Reading, source: Source, what: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a reading uses, each after a look at its values; copies are compared when all were seen."""
-    wanted = [name for name in source.tensors if name in reading.names or name in reading.copies]
-    compared = set(reading.copies) | set(reading.copies.values())
+def checked(mapping: NameMapping, source: WeightSource, what: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a mapping names, each after a look at its values; copies are compared when all were seen."""
+    wanted = [name for name in source.tensors if name in mapping.names or name in mapping.copies]
+    compared = set(mapping.copies) | set(mapping.copies.values())
     copies: dict[str, Tensor] = {}
     for name, tensor in source.stream(wanted):
         check_finite(name, tensor, what)
@@ -83,7 +85,7 @@ def checked(reading: Reading, source: Source, what: str) -> Iterator[tuple[str, 
             copies[name] = tensor.clone()
         yield name, tensor
         del tensor
-    for name, own in reading.copies.items():
+    for name, own in mapping.copies.items():
         if not torch.equal(copies[name], copies[own]):
             raise WeightsError(f"{what}: {name} and {own} differ, though all layers share that table")
 

@@ -12,7 +12,7 @@ VISION, AUDIO, LANGUAGE, WHOLE = "vision encoder", "audio encoder", "language mo
 
 
 @dataclass(frozen=True)
-class Format:
+class WeightFormat:
     """A kind of file.
 
     Attributes:
@@ -32,31 +32,31 @@ class Format:
 _WHOLE_PLACE = "model.weights"
 
 FORMATS = {
-    "llama": Format("LLaMA or Vicuna language model", LANGUAGE, "llm.path (its folder)"),
-    "chatbridge": Format("checkpoint of this project", WHOLE, _WHOLE_PLACE),
-    "original": Format("original ChatBridge checkpoint", WHOLE, _WHOLE_PLACE),
-    "blip2": Format("LAVIS BLIP-2 checkpoint", WHOLE, _WHOLE_PLACE),
-    "minigpt4": Format("MiniGPT-4 checkpoint", WHOLE, _WHOLE_PLACE),
-    "instructblip": Format(
+    "llama": WeightFormat("LLaMA or Vicuna language model", LANGUAGE, "llm.path (its folder)"),
+    "chatbridge": WeightFormat("checkpoint of this project", WHOLE, _WHOLE_PLACE),
+    "original": WeightFormat("original ChatBridge checkpoint", WHOLE, _WHOLE_PLACE),
+    "blip2": WeightFormat("LAVIS BLIP-2 checkpoint", WHOLE, _WHOLE_PLACE),
+    "minigpt4": WeightFormat("MiniGPT-4 checkpoint", WHOLE, _WHOLE_PLACE),
+    "instructblip": WeightFormat(
         "InstructBLIP checkpoint", WHOLE, _WHOLE_PLACE,
         "its Q-Former reads the instruction too and cannot stand in for BLIP-2's; take a BLIP-2 checkpoint",
     ),
-    "llama_meta": Format(
+    "llama_meta": WeightFormat(
         "LLaMA in Meta's own layout", LANGUAGE, "llm.path",
         "convert it with transformers' LLaMA conversion first",
     ),
-    "unknown": Format("nothing known", "", "", "its tensors have the names of no format that ChatBridge reads"),
+    "unknown": WeightFormat("nothing known", "", "", "its tensors have the names of no format that ChatBridge reads"),
 }  # fmt: skip
 """Of whole models and language models; encoders state those of their files themselves."""
 
 
-def encoder_formats() -> dict[str, Format]:
+def encoder_formats() -> dict[str, WeightFormat]:
     """Registered encoder -> the format of its files, of those that state one."""
     stated = {name: getattr(ENCODERS.get(name).target, "file_format", None) for name in ENCODERS}
-    return {name: format for name, format in stated.items() if format is not None}
+    return {name: found for name, found in stated.items() if found is not None}
 
 
-def format_of(kind: str) -> Format:
+def format_of(kind: str) -> WeightFormat:
     """The format that `detect` names."""
     return FORMATS[kind] if kind in FORMATS else encoder_formats()[kind]
 
@@ -81,8 +81,8 @@ def detect(names: Iterable[str]) -> str:
         return "minigpt4"
     if "query_tokens" in known or any_below("Qformer."):
         return "blip2"
-    for name, format in encoder_formats().items():
-        if format.recognises(known):
+    for name, kind in encoder_formats().items():
+        if kind.recognises(known):
             return name
     if "layers.0.attention.wq.weight" in known:
         return "llama_meta"
@@ -91,9 +91,9 @@ def detect(names: Iterable[str]) -> str:
     return "unknown"
 
 
-def wrong_slot(what: str, format: str, slot: str) -> str:
+def wrong_slot(what: str, kind: str, slot: str) -> str:
     """The line that says that a file is not what its place needs."""
-    found = format_of(format)
+    found = format_of(kind)
     if found.refusal:
         return f"{what}: {found.title} is not usable as {slot}: {found.refusal}"
     return f"{what} is {article(found.title)}, not {article(slot)}; a configuration names it under {found.place}"

@@ -16,12 +16,12 @@ from chatbridge.common.documents import read_yaml
 from chatbridge.common.registry import ENCODERS, MODELS
 from chatbridge.common.schema import Binder, ConfigError
 from chatbridge.weights.coverage import Coverage
-from chatbridge.weights.files import Source, WeightsError, open_weights
+from chatbridge.weights.files import WeightsError, WeightSource, open_weights
 from chatbridge.weights.filling import checked
 from chatbridge.weights.formats import LANGUAGE, article, detect, encoder_formats, format_of
 from chatbridge.weights.language_model import check_vocabulary, describe, read_config, tokenizer_size
+from chatbridge.weights.loading import LoadPlan, plan_checkpoint, plan_encoder, plan_language_model
 from chatbridge.weights.pretrained import inspect_pretrained, is_pretrained
-from chatbridge.weights.readers import Plan, plan_checkpoint, plan_encoder, plan_language_model
 from chatbridge.weights.reference import published_encoder, published_language_model, published_model
 
 
@@ -42,9 +42,9 @@ def inspect(
         if part is None and path.is_dir() and is_pretrained(path):
             return inspect_pretrained(path)
         source = open_weights(path, whole)
-        coverage, reading, source, _ = _plan(path, source, model, part)
+        coverage, mapping, source, _ = _plan(path, source, model, part)
         if coverage.ok and whole:
-            for _ in checked(reading, source, f"'{path}'"):
+            for _ in checked(mapping, source, f"'{path}'"):
                 pass
     except ConfigError as error:
         return Coverage(str(path), "not usable", "", problems=error.problems)
@@ -103,30 +103,30 @@ def _inspect_encoder(config: Any, whole: bool) -> Coverage:
     return coverage
 
 
-def _plan(path: Path, source: Source, model: nn.Module | None, part: nn.Module | None) -> Plan:
-    format, what = detect(source.tensors), f"'{path}'"
-    slot = format_of(format).slot
+def _plan(path: Path, source: WeightSource, model: nn.Module | None, part: nn.Module | None) -> LoadPlan:
+    kind, what = detect(source.tensors), f"'{path}'"
+    slot = format_of(kind).slot
     if part is not None and hasattr(part, "file_format"):
         return plan_encoder(part, source, what)
     if part is not None and part is model:
         return plan_checkpoint(model, source, what)
-    if part is not None or slot == LANGUAGE and not format_of(format).refusal:
+    if part is not None or slot == LANGUAGE and not format_of(kind).refusal:
         language = part if part is not None else _language_model_for(path, model)
         plan = plan_language_model(language, source, what)
         if path.is_dir():
-            plan[0].format = describe(read_config(path))
+            plan[0].kind = describe(read_config(path))
             plan[0].problems += _beside(path, source)
         return plan
-    if format in encoder_formats():
-        encoder = published_encoder(format) if model is None else _encoder_of(model, format, what)
+    if kind in encoder_formats():
+        encoder = published_encoder(kind) if model is None else _encoder_of(model, kind, what)
         return plan_encoder(encoder, source, what)
     if model is None:
-        model = _own_model(path) if format == "chatbridge" else published_model(source.tensors)
+        model = _own_model(path) if kind == "chatbridge" else published_model(source.tensors)
     return plan_checkpoint(model, source, what)
 
 
-def _encoder_of(model: nn.Module, format: str, what: str) -> nn.Module:
-    wanted = format_of(format)
+def _encoder_of(model: nn.Module, kind: str, what: str) -> nn.Module:
+    wanted = format_of(kind)
     found = [b.encoder for b in model.bridges.values() if getattr(b.encoder, "file_format", None) == wanted]
     if not found:
         raise WeightsError(f"{what} is {article(wanted.title)}, and this model has none")
@@ -161,7 +161,7 @@ def _own_model(path: Path) -> nn.Module:
         raise WeightsError(f"{advice}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _beside(folder: Path, source: Source) -> list[str]:
+def _beside(folder: Path, source: WeightSource) -> list[str]:
     """What is wrong with the tokenizer in a language model's folder."""
     table = source.tensors.get("model.embed_tokens.weight")
     if table is None or table.dim() != 2 or not folder.is_dir():

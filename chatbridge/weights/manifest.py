@@ -13,7 +13,7 @@ from chatbridge.weights.files import WeightsError
 
 
 @dataclass(frozen=True)
-class Entry:
+class PublishedWeights:
     """One published file or folder; the keys are explained in manifest.yaml."""
 
     name: str
@@ -40,14 +40,14 @@ class Entry:
 
 
 @cache
-def manifest() -> dict[str, Entry]:
+def manifest() -> dict[str, PublishedWeights]:
     """All entries by name."""
     text = resources.files("chatbridge.weights").joinpath("manifest.yaml").read_text(encoding="utf-8")
-    entries = [Entry(**row) for row in yaml.safe_load(text)]
+    entries = [PublishedWeights(**row) for row in yaml.safe_load(text)]
     return {entry.name: entry for entry in entries}
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> PublishedWeights:
     """The entry of that name. Raises WeightsError, with the nearest one, when there is none."""
     if name not in manifest():
         raise WeightsError(f"no published weights are called '{name}'; {nearest(name, list(manifest()))}")
@@ -67,6 +67,6 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_dict(entry: Entry) -> dict:
+def to_dict(entry: PublishedWeights) -> dict:
     """For JSON."""
     return {field.name: getattr(entry, field.name) for field in fields(entry)}

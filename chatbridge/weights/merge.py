@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chatbridge.weights.adapters import LLAMA_IGNORED, allowed
-from chatbridge.weights.files import INDEXES, Source, WeightsError, open_weights, shorten
+from chatbridge.weights.files import INDEXES, WeightsError, WeightSource, open_weights, shorten
 from chatbridge.weights.filling import check_finite
 from chatbridge.weights.formats import detect, wrong_slot
 from chatbridge.weights.language_model import check_vocabulary, read_config, tokenizer_size
+from chatbridge.weights.name_mapping import LLAMA_IGNORED, allowed
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row for each token, of which a delta may have more (v0 adds one for padding)."""
@@ -56,7 +56,7 @@ def merge_delta(
     return out
 
 
-def check_delta(base: Path, bases: Source, delta: Path, deltas: Source) -> None:
+def check_delta(base: Path, bases: WeightSource, delta: Path, deltas: WeightSource) -> None:
     """Refuse folders that do not go together: configuration, vocabulary, tokenizer, names, shapes."""
     for what, source in ((f"base '{base}'", bases), (f"delta '{delta}'", deltas)):
         if detect(source.tensors) != "llama":
@@ -81,7 +81,7 @@ def check_delta(base: Path, bases: Source, delta: Path, deltas: Source) -> None:
     _check_names(base, bases, delta, deltas)
 
 
-def _check_names(base: Path, bases: Source, delta: Path, deltas: Source) -> None:
+def _check_names(base: Path, bases: WeightSource, delta: Path, deltas: WeightSource) -> None:
     needed = {name for name in deltas.tensors if not allowed(name, LLAMA_IGNORED)}
     known = {name for name in bases.tensors if not allowed(name, LLAMA_IGNORED)}
     wrong = [f"{name} is in the delta only" for name in sorted(needed - known)]
@@ -95,7 +95,9 @@ def _check_names(base: Path, bases: Source, delta: Path, deltas: Source) -> None
         raise WeightsError(f"base '{base}' and delta '{delta}' do not go together ({len(wrong)}): {shorten(wrong, 6)}")
 
 
-def _write_shards(bases: Source, deltas: Source, out: Path, shard_bytes: int, dtype: torch.dtype | None) -> None:
+def _write_shards(
+    bases: WeightSource, deltas: WeightSource, out: Path, shard_bytes: int, dtype: torch.dtype | None
+) -> None:
     names = [name for name in deltas.tensors if not allowed(name, LLAMA_IGNORED)]
     size = {n: deltas.tensors[n].numel() * (dtype or deltas.tensors[n].dtype).itemsize for n in names}
     shards: list[list[str]] = [[]]

@@ -29,7 +29,7 @@ from chatbridge.weights.coverage import Coverage
 from chatbridge.weights.files import WeightsError, open_weights
 from chatbridge.weights.filling import empty_weights, fill, filling_on
 from chatbridge.weights.language_model import read_object
-from chatbridge.weights.readers import Plan, plan_own
+from chatbridge.weights.loading import LoadPlan, plan_own
 
 CONFIG, FORMAT = "config.json", "chatbridge-pretrained-1"
 TOKENIZER_FILES = (
@@ -119,10 +119,10 @@ def from_pretrained(
         check_files(folder)
     model = build_empty(folder)
     what = f"pretrained model '{folder}'"
-    coverage, reading, source, targets = plan_pretrained(model, folder)
+    coverage, mapping, source, targets = plan_pretrained(model, folder)
     coverage.require(what)
     with filling_on(device):
-        fill(model, reading, source, targets, what)
+        fill(model, mapping, source, targets, what)
     return model.eval() if device is None else model.to(device).eval()
 
 
@@ -134,10 +134,10 @@ def build_empty(folder: Path) -> nn.Module:
     return model
 
 
-def plan_pretrained(model: nn.Module, folder: Path) -> Plan:
+def plan_pretrained(model: nn.Module, folder: Path) -> LoadPlan:
     """What filling `model` from a folder would do."""
     plan = plan_own(model, open_weights(folder), whole=True)
-    plan[0].format, plan[0].verdict = "whole ChatBridge of this project", "is incomplete"
+    plan[0].kind, plan[0].verdict = "whole ChatBridge of this project", "is incomplete"
     return plan
 
 

@@ -48,7 +48,7 @@ def vg_names(image: str) -> tuple[str, ...]:
 
 
 def entries(files: Sequence[Path], kind: TaskKind, names: Names) -> Samples:
-    """Annotation files in the formats of the fact sheet (2.6), LAVIS' lists and LLaVA's conversations.
+    """Annotation files in the formats of the original's data_task.py, LAVIS' lists and LLaVA's conversations.
 
     An entry names its medium by ``video_id``, ``image_id`` or ``audio_id`` (``video``, ``image`` and ``audio`` with
     LAVIS and LLaVA); every entry is checked as training would check it.

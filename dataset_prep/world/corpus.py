@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from chatbridge.conversation.dialogue import Dialogue, Source
+from chatbridge.conversation.dialogue import Dialogue, MediaSource
 from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Segment, Text
 from dataset_prep.world.language import QA, caption, compare, joint_qa, single_qa
@@ -38,13 +38,13 @@ def describe(scene: Scene, rng: random.Random) -> str:
 
 def dialogue(scenes: list[Scene], turns: list[QA], descriptions: list[str]) -> list[Segment]:
     """A dialogue about one or two sources, each shown by its description."""
-    sources = [Source(s.modality, text=text) for s, text in zip(scenes, descriptions, strict=True)]
+    sources = [MediaSource(s.modality, text=text) for s, text in zip(scenes, descriptions, strict=True)]
     return PROMPT.segments(Dialogue.about(sources, turns, chat=True))
 
 
 def bare_caption(scene: Scene, rng: random.Random) -> list[Segment]:
     """The form of stage 1: a medium, and its caption behind it."""
-    return caption_segments([Source(scene.modality, text=describe(scene, rng))], caption(scene))
+    return caption_segments([MediaSource(scene.modality, text=describe(scene, rng))], caption(scene))
 
 
 def lesson(rng: random.Random) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""Templates: as many per kind as the fact sheet counts, one's own beside them, and general ones for new modalities."""
+"""Templates: as many per kind as the original has, one's own beside them, and general ones for new modalities."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from chatbridge.common.batch import IGNORE
-from chatbridge.conversation import Dialogue, PromptFormat, Source, Text, caption_segments, tokenize
+from chatbridge.conversation import Dialogue, MediaSource, PromptFormat, Text, caption_segments, tokenize
 
 QUERIES = {"image": 8, "video": 8, "audio": 4, "thermal": 2}
 
@@ -21,7 +21,7 @@ def media_positions(sample):
 
 
 def joint(exchanges, chat=False):
-    return PromptFormat().segments(Dialogue.about([Source("video"), Source("audio")], exchanges, chat))
+    return PromptFormat().segments(Dialogue.about([MediaSource("video"), MediaSource("audio")], exchanges, chat))
 
 
 def test_everything_in_its_place(tokenizer):
@@ -43,13 +43,13 @@ def test_everything_in_its_place(tokenizer):
 
 
 def test_several_media_in_one_slot(tokenizer):
-    sample = tokenize("s", caption_segments([Source("image", 3)], "dogs"), tokenizer, QUERIES)
+    sample = tokenize("s", caption_segments([MediaSource("image", 3)], "dogs"), tokenizer, QUERIES)
     assert media_positions(sample) == [("image", 24, 3)]
 
 
 def test_unknown_modality_names_the_sample(tokenizer):
     with pytest.raises(ValueError, match=r"sample 'x7' shows 'depth'.*thermal"):
-        tokenize("x7", caption_segments([Source("depth")], "a"), tokenizer, QUERIES)
+        tokenize("x7", caption_segments([MediaSource("depth")], "a"), tokenizer, QUERIES)
 
 
 def test_a_long_answer_loses_its_tail(tokenizer):
@@ -84,7 +84,7 @@ def test_training_drops_the_latest_exchanges(tokenizer):
 
 def test_generation_keeps_the_first_exchange_and_the_question(tokenizer):
     exchanges = [(f"what is in the park {i}?", "the dog looks at the river") for i in range(6)]
-    dialogue = Dialogue.about([Source("image")], [*exchanges, ("and at night?", None)], chat=True)
+    dialogue = Dialogue.about([MediaSource("image")], [*exchanges, ("and at night?", None)], chat=True)
     full = tokenize("s", PromptFormat().segments(dialogue), tokenizer, QUERIES)
     short = tokenize("s", PromptFormat().segments(dialogue), tokenizer, QUERIES, len(full) - 5)
     text = tokenizer.decode(short.input_ids[short.slots[-1].start + 8 :])
@@ -96,7 +96,7 @@ def test_generation_keeps_the_first_exchange_and_the_question(tokenizer):
 
 
 def test_stage_1_counts_text_alone(tokenizer):
-    segments = caption_segments([Source("image")], "the small bird looks at a tall tree and the river")
+    segments = caption_segments([MediaSource("image")], "the small bird looks at a tall tree and the river")
     full = tokenize("s", segments, tokenizer, QUERIES)
     sample = tokenize("s", segments, tokenizer, QUERIES, 5, budget="text")
     assert sample.input_ids == full.input_ids[: 8 + 5]
@@ -120,7 +120,7 @@ def test_truncation_never_removes_media_or_every_label(tokenizer):
     for trial in range(400):
         lengths = [(rng.choice([1, 5, 60]), rng.choice([1, 5, 60])) for _ in range(rng.randint(1, 4))]
         exchanges = [(" ".join(rng.choices(words, k=q)), " ".join(rng.choices(words, k=a))) for q, a in lengths]
-        sources = [Source(m) for m in rng.sample(sorted(QUERIES), rng.randint(0, 3))]
+        sources = [MediaSource(m) for m in rng.sample(sorted(QUERIES), rng.randint(0, 3))]
         segments = PromptFormat().segments(Dialogue.about(sources, exchanges, rng.random() < 0.5))
         limit = rng.randint(1, 200)
         try:

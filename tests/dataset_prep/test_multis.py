@@ -179,7 +179,7 @@ def test_llava_files_keep_their_conversations(tmp_path):
 
 
 def own_files(source):
-    """MULTIS' own annotation files, in the formats of the fact sheet (2.6)."""
+    """MULTIS' own annotation files, in the formats of the original's data_task.py."""
     coco(source)
     msrvtt(source)
     corpora.odd_sounds(source / "audiocaps" / "audio", ["s0", "s1", "c", "d", "e"])
@@ -255,7 +255,7 @@ def test_the_mixture_is_the_published_one(tmp_path):
             assert made[name][key] == keys[key], (name, key)
     total = sum(keys["weight"] for keys in made.values())
     task = sum(keys["weight"] for keys in made.values() if keys["batch_size"] != 16)
-    assert round(task / total, 2) == 0.27  # fact sheet 2.7
+    assert round(task / total, 2) == 0.27  # of the original's training configuration
     report = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(report["datasets"]) == set(published) and report["absent"] == {}
 

@@ -11,7 +11,7 @@ import pytest
 
 from chatbridge.common.read_mode import EVALUATION, Training
 from chatbridge.common.schema import ConfigError, bind
-from chatbridge.conversation import PromptFormat, Source, Templates
+from chatbridge.conversation import MediaSource, PromptFormat, Templates
 from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.dialogues import DialogueMaker, caption_of, clean_tags, sources_of
 from chatbridge.datasets.kinds import TaskKind
@@ -112,7 +112,7 @@ def test_joint_media_of_different_files():
     assert (record.files_of("image"), record.files_of("audio"), record.id) == (("i.jpg",), ("s.wav",), "i.jpg")
     video = Record.parse({"video_id": "v.mp4", "audio_id": ["s1.wav", "s2.wav"]})
     assert (video.files_of("video"), video.files_of("audio")) == (("v.mp4",), ("s1.wav", "s2.wav"))
-    assert sources_of(video, ["video", "audio"]) == (Source("video"), Source("audio", 2))
+    assert sources_of(video, ["video", "audio"]) == (MediaSource("video"), MediaSource("audio", 2))
     assert Record.parse({"video_id": "v"}).files_of("audio") == ("v",)
     with pytest.raises(ValueError, match="names no image: .*image_id"):
         Record.parse({"audio_id": "s.wav"}).files_of("image")

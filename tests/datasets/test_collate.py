@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chatbridge.common.batch import IGNORE, TEXT
-from chatbridge.conversation import Dialogue, PromptFormat, Source, tokenize
+from chatbridge.conversation import Dialogue, MediaSource, PromptFormat, tokenize
 from chatbridge.datasets.collate import Collator, Example
 
 QUERIES = {"image": 3, "audio": 2, "thermal": 2}
@@ -28,9 +28,9 @@ def example(tokenizer, name, sources, answer, fill=0.0):
 @pytest.fixture
 def examples(tokenizer):
     return [
-        example(tokenizer, "a", [Source("image"), Source("audio")], "yes", 1.0),
+        example(tokenizer, "a", [MediaSource("image"), MediaSource("audio")], "yes", 1.0),
         example(tokenizer, "b", [], "no"),
-        example(tokenizer, "c", [Source("thermal"), Source("image", 2)], "a dog in the park", 5.0),
+        example(tokenizer, "c", [MediaSource("thermal"), MediaSource("image", 2)], "a dog in the park", 5.0),
     ]
 
 

@@ -44,10 +44,16 @@ def test_budget(pack):
 
 def samples(tokenizer, count=7):
     """Dialogues of different lengths about pictures, sounds, both or neither."""
-    from chatbridge.conversation import Source
+    from chatbridge.conversation import MediaSource
 
     torch.manual_seed(0)
-    sources = [[Source("image")], [], [Source("image"), Source("audio")], [Source("audio")], [Source("image", 2)]]
+    sources = [
+        [MediaSource("image")],
+        [],
+        [MediaSource("image"), MediaSource("audio")],
+        [MediaSource("audio")],
+        [MediaSource("image", 2)],
+    ]
     made = []
     for i in range(count):
         one = example(tokenizer, f"s{i}", sources[i % 5], "word " * (1 + i * 5 % 9))

@@ -294,7 +294,7 @@ def test_encoders_from_outside():
 
 
 def test_real_size_on_the_meta_device(tmp_path):
-    """110,206,848 trainable parameters: fact sheet 2.2."""
+    """110,206,848 trainable parameters, as the original's modules have."""
     LlamaConfig(
         vocab_size=32001, hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, intermediate_size=13824
     ).save_pretrained(tmp_path)
@@ -319,6 +319,6 @@ def test_real_size_on_the_meta_device(tmp_path):
 
 
 def to_original_shapes(m):
-    from chatbridge.weights.adapters import original_targets
+    from chatbridge.weights.name_mapping import original_targets
 
     return {name: tuple(target.places[0].shape) for name, target in original_targets(m).items()}

@@ -20,7 +20,7 @@ from chatbridge.models.attention import cross_attention
 from chatbridge.models.projectors.mlp import pooled
 from chatbridge.models.projectors.resampler import Layer
 from chatbridge.runners.assembly import Assembly
-from chatbridge.weights.readers import load_checkpoint
+from chatbridge.weights.loading import load_checkpoint
 from tests import tiny, toy_model
 from tests.toy_model import batch, llm, model
 

@@ -14,7 +14,7 @@ from chatbridge.models import (
     load_checkpoint,
     to_original,
 )
-from chatbridge.weights.readers import load_blip2, load_original
+from chatbridge.weights.loading import load_blip2, load_original
 from tests.toy_model import EOS, batch, config, llm, model
 
 

@@ -10,7 +10,7 @@ import torch
 
 from chatbridge.common.batch import IGNORE, TEXT
 from chatbridge.common.registry import TASKS
-from chatbridge.conversation import Dialogue, PromptFormat, Source, caption_segments, tokenize
+from chatbridge.conversation import Dialogue, MediaSource, PromptFormat, caption_segments, tokenize
 from chatbridge.conversation.templates import Templates
 from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.collate import Example
@@ -56,7 +56,7 @@ def test_kinds_that_it_has_no_words_for(kind):
 
 def test_truncation_takes_labels_and_parts_of_media(tokenizer):
     exchange = ("is it " + "a dog or " * 60 + "at night?", "yes, it is.")
-    segments = PromptFormat().segments(Dialogue.about([Source("video"), Source("audio")], [exchange]))
+    segments = PromptFormat().segments(Dialogue.about([MediaSource("video"), MediaSource("audio")], [exchange]))
     sample = tokenize("s", segments, tokenizer, ROWS, 80, fit=cut_at)
     assert len(sample) == 80
     assert labelled(sample) == []
@@ -67,7 +67,7 @@ def test_truncation_takes_labels_and_parts_of_media(tokenizer):
 
 @pytest.mark.parametrize("compat", MODES)
 def test_labels_equal_to_padding_are_ignored(tokenizer, compat):
-    segments = caption_segments([Source("image")], "a dog", end_symbol="</s>")
+    segments = caption_segments([MediaSource("image")], "a dog", end_symbol="</s>")
     sample = built(TASKS, "alignment", compat).tokenize(Rendered("s", segments), tokenizer, ROWS)
     assert (tokenizer.eos_id in labelled(sample)) == (compat == "default")
 

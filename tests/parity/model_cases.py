@@ -23,6 +23,7 @@ from chatbridge.models import (
     load_original,
 )
 from chatbridge.processors.tokenizer import load_tokenizer
+from chatbridge.weights.name_mapping import original_targets
 from tests.parity.conftest import Case
 from tests.parity.test_assembly import batch_of, slots_of
 from tests.variants import configured
@@ -128,7 +129,10 @@ def full_logits(model: ChatBridge, batch: MultimodalBatch, embeds: torch.Tensor)
 
 def gradients(model: ChatBridge) -> dict[str, torch.Tensor | None]:
     """Gradient of every trainable tensor, by original name."""
-    from chatbridge.weights.adapters import original_targets
-
     tensors = {name: target.places[0] for name, target in original_targets(model).items()}
     return {name: tensor.grad for name, tensor in tensors.items() if tensor.requires_grad}
+
+
+def trainable_names(model: ChatBridge) -> list[str]:
+    """Original names of the tensors that train."""
+    return [name for name, target in original_targets(model).items() if target.places[0].requires_grad]

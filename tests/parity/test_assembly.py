@@ -13,7 +13,7 @@ import torch
 
 from chatbridge.common.batch import IGNORE, TEXT
 from chatbridge.common.registry import TASKS
-from chatbridge.conversation.dialogue import Source
+from chatbridge.conversation.dialogue import MediaSource
 from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Media
 from chatbridge.conversation.tokens import tokenize
@@ -84,7 +84,7 @@ def batch_of(case, tokenizer, queries, compat, collator=None):
     slots = slots_of(case)
     examples = []
     if config["stage"] == 1:
-        sources = [Source(slot.modality) for slot in slots]
+        sources = [MediaSource(slot.modality) for slot in slots]
         pieces = [caption_segments(sources, caption, config["end_sym"]) for caption in text["text_input"]]
     else:
         pieces = [PromptFormat().parse(conversation, slots) for conversation in text["conversation"]]

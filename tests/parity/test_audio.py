@@ -1,4 +1,4 @@
-"""Filter banks and clips against the original's: fact sheet 2.4."""
+"""Filter banks and clips against the original's."""
 
 from __future__ import annotations
 

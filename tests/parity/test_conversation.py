@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, Source, Turn
+from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, MediaSource, Turn
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.segments import Media, to_text
 from chatbridge.conversation.stop import StopOnIds, clean_answer
@@ -48,7 +48,7 @@ def test_default_prompts_are_those_of_training(case):
                 turns += [Turn(ASSISTANT, text)] if text is not None else []
             elif original.PLACEHOLDER in (text or ""):
                 assert text == f"Given following {modality}: {original.PLACEHOLDER}."
-                turns.append(Turn(HUMAN, "", (Source(modality),)))
+                turns.append(Turn(HUMAN, "", (MediaSource(modality),)))
             else:
                 turns.append(Turn(HUMAN, text))
         ours = PromptFormat().text(Dialogue(tuple(turns)), original.PLACEHOLDER)
@@ -61,7 +61,7 @@ def test_default_prompts_are_those_of_training(case):
 
 def test_uploads(case):
     for upload in case["uploads"]:
-        sources = [Source(modality) for modality in UPLOADS[upload["type"]]]
+        sources = [MediaSource(modality) for modality in UPLOADS[upload["type"]]]
         segments = original.FORMAT.introduction(sources)
         text = to_text(segments, original.PLACEHOLDER)
         assert [["Human", text]] == upload["messages"], upload["type"]

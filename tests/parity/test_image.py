@@ -1,4 +1,4 @@
-"""Pixels against the original's three ways of preparing them: fact sheet 2.5."""
+"""Pixels against the original's three ways of preparing them."""
 
 from __future__ import annotations
 

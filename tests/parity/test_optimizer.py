@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from chatbridge.common.optim import parameter_groups
-from chatbridge.weights.adapters import trainable_names
-from tests.parity.model_cases import build_model
+from tests.parity.model_cases import build_model, trainable_names
 from tests.variants import MODES
 
 PARTS = {

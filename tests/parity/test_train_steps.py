@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from chatbridge.common.optim import parameter_groups, set_learning_rate
 from chatbridge.common.registry import RUNNERS, TASKS
-from chatbridge.conversation.dialogue import Source
+from chatbridge.conversation.dialogue import MediaSource
 from chatbridge.conversation.prompt import caption_segments
 from chatbridge.datasets.collate import Example
 from chatbridge.models import to_original
@@ -24,7 +24,7 @@ def caption_batch(case, model, modality):
     tokenizer = load_tokenizer(case.folder / "tokenizer")
     task, examples = built(TASKS, "alignment", "original", max_txt_len=MAX_TOKENS), []
     for index, text in enumerate(case.info["texts"]):
-        segments = caption_segments([Source(modality)], text, END)
+        segments = caption_segments([MediaSource(modality)], text, END)
         tokens = task.tokenize(Rendered(str(index), segments), tokenizer, rows_of(model))
         examples.append(Example(tokens, {modality: [case.inputs[modality][index]]}))
     return task.collator(tokenizer)(examples)

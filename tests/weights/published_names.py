@@ -1,4 +1,4 @@
-"""Names and shapes of published files, written down from the fact sheet and not taken from our own modules."""
+"""Names and shapes of published files, written down from those files and not taken from our own modules."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from chatbridge.weights import WeightsError
 from chatbridge.weights.__main__ import main
 from chatbridge.weights.download import cache_folder, download, fetch
-from chatbridge.weights.manifest import Entry, find, manifest, markdown
+from chatbridge.weights.manifest import PublishedWeights, find, manifest, markdown
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -157,11 +157,11 @@ class TestManifest:
         with pytest.raises(WeightsError, match="did you mean 'eva_vit_g'"):
             find("eva_vit")
         with pytest.raises(ValueError, match="exactly one of url, hub, page"):
-            Entry("a", "b", "c", "d", "e", url="x", page="y")
+            PublishedWeights("a", "b", "c", "d", "e", url="x", page="y")
 
     def test_through_the_cache(self, server, tmp_path, monkeypatch):
         monkeypatch.setenv("CHATBRIDGE_CACHE", str(tmp_path / "cache"))
-        entry = Entry("eva", "EVA", "x", "eva.pth", "1 MB", url=server.url, bytes=len(CONTENT))
+        entry = PublishedWeights("eva", "EVA", "x", "eva.pth", "1 MB", url=server.url, bytes=len(CONTENT))
         assert cache_folder() == tmp_path / "cache"
         assert fetch(entry) == tmp_path / "cache" / "eva.pth"
         for _ in range(2):

@@ -291,7 +291,7 @@ class TestOtherFiles:
         m, other = model(1, share_perceivers=True, language=llm()), model(2, share_perceivers=True, language=llm())
         torch.save({"model": to_original(other, full=True)}, tmp_path / "full.pth")
         coverage = load_checkpoint(m, tmp_path / "full.pth")
-        assert not coverage.kept and coverage.format.startswith("original ChatBridge checkpoint, full")
+        assert not coverage.kept and coverage.kind.startswith("original ChatBridge checkpoint, full")
         assert all(torch.equal(t, other.state_dict()[n]) for n, t in m.state_dict().items())
 
     def test_tied_embeddings_stay_tied(self, tmp_path):

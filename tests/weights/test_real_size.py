@@ -7,11 +7,11 @@ import torch
 
 from chatbridge.models import Beats, BeatsConfig, EvaVit, EvaVitConfig
 from chatbridge.models.encoders.beats import TABLE
-from chatbridge.weights import Source, load_checkpoint
-from chatbridge.weights.adapters import original_targets, trainable_names
+from chatbridge.weights import WeightSource, load_checkpoint
 from chatbridge.weights.formats import detect
 from chatbridge.weights.inspection import inspect
-from chatbridge.weights.readers import plan_checkpoint, plan_encoder, plan_language_model
+from chatbridge.weights.loading import plan_checkpoint, plan_encoder, plan_language_model
+from chatbridge.weights.name_mapping import original_targets
 from chatbridge.weights.reference import published_encoder, published_language_model, published_model
 from tests.weights import published_names as names
 
@@ -19,7 +19,7 @@ FROZEN = ("visual_encoder.", "ln_vision.", "audio_encoder.", "ln_audio.", "llama
 
 
 def source(shapes, extras=None):
-    made = Source.of(names.on_meta(shapes))
+    made = WeightSource.of(names.on_meta(shapes))
     made.extras.update(extras or {})
     return made
 
@@ -53,7 +53,9 @@ class TestTheWholeModel:
         }
 
     def test_trainable_list(self, model):
-        assert sorted(trainable_names(model)) == sorted(names.trainable())
+        assert sorted(n for n, t in original_targets(model).items() if t.places[0].requires_grad) == sorted(
+            names.trainable()
+        )
         assert names.count(names.trainable()) == 110_206_848
 
     def test_nothing_trainable_is_half(self, model):
@@ -94,7 +96,7 @@ class TestOnMeta:
         assert detect(shapes) == "original"
         coverage = checkpoint(shapes)
         assert coverage.ok, coverage.complaint
-        assert bool(coverage.kept) != full and coverage.format.endswith("partial") != full
+        assert bool(coverage.kept) != full and coverage.kind.endswith("partial") != full
         expected = names.count(names.trainable()) + temporal * 6 * 1408
         assert coverage.parameters[0] == (coverage.parameters[1] if full else expected)
 

@@ -23,8 +23,8 @@ from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Shape
 from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
-from chatbridge.weights.coverage import Reading, allowed
-from chatbridge.weights.formats import AUDIO, Format
+from chatbridge.weights.coverage import NameMapping, allowed
+from chatbridge.weights.formats import AUDIO, WeightFormat
 
 TABLE = "self_attn.relative_attention_bias.weight"
 """The table of relative positions: one tensor, which published files repeat in every layer."""
@@ -97,7 +97,7 @@ class Beats(nn.Module):
         width: E, the width of a token.
     """
 
-    file_format = Format(
+    file_format = WeightFormat(
         "BEATs audio encoder",
         AUDIO,
         "encoder.weights of the bridge of audio",
@@ -144,10 +144,10 @@ class Beats(nn.Module):
         steps, bands = (size // self.config.patch_size for size in shape)
         return torch.arange(steps * bands).unflatten(0, (steps, bands)).T
 
-    def read_names(self, reading: Reading, names: Collection[str], extras: Mapping[str, Any]) -> None:
+    def read_names(self, mapping: NameMapping, names: Collection[str], extras: Mapping[str, Any]) -> None:
         """The repeated table once, weight norm under its old names, no classifier; ``cfg`` is compared."""
-        read_names(reading, names)
-        reading.format += ", fine-tuned" if reading.ignored else ""
+        read_names(mapping, names)
+        mapping.kind += ", fine-tuned" if mapping.ignored else ""
         cfg = extras.get("cfg")
         if not isinstance(cfg, Mapping):
             return
@@ -156,24 +156,24 @@ class Beats(nn.Module):
         ours = {k: getattr(self.config, k) for k in SETTINGS}
         told = [f"{k} is {v} there and {ours[k]} here" for k, v in settings_of(cfg).items() if v != ours[k]]
         if told:
-            reading.problems.append(f"another architecture by its cfg: {', '.join(told)}")
+            mapping.problems.append(f"another architecture by its cfg: {', '.join(told)}")
 
     def copies(self) -> dict[str, str]:
         layers = range(1, self.config.depth)
         return {f"encoder.layers.{layer}.{TABLE}": f"encoder.layers.0.{TABLE}" for layer in layers}
 
 
-def read_names(reading: Reading, names: Iterable[str]) -> None:
+def read_names(mapping: NameMapping, names: Iterable[str]) -> None:
     """Enter what the tensors of a published file are called here."""
     for name in names:
         pattern = allowed(name, IGNORED)
         table = re.fullmatch(rf"encoder\.layers\.(\d+)\.{re.escape(TABLE)}", name)
         if pattern:
-            reading.ignored[name] = pattern
+            mapping.ignored[name] = pattern
         elif table and table.group(1) != "0":
-            reading.copies[name] = f"encoder.layers.0.{TABLE}"
+            mapping.copies[name] = f"encoder.layers.0.{TABLE}"
         else:
-            reading.names[name] = old_weight_norm(name)
+            mapping.names[name] = old_weight_norm(name)
 
 
 def old_weight_norm(name: str) -> str:
@@ -189,12 +189,12 @@ def mend(state: dict[str, Tensor], prefix: str = "") -> None:
     Raises:
         ValueError: when the copies of the table differ.
     """
-    reading = Reading("", "")
-    read_names(reading, [name.removeprefix(prefix) for name in state if name.startswith(prefix)])
-    for name, target in reading.names.items():
+    mapping = NameMapping("", "")
+    read_names(mapping, [name.removeprefix(prefix) for name in state if name.startswith(prefix)])
+    for name, target in mapping.names.items():
         if name != target:
             state[prefix + target] = state.pop(prefix + name)
-    for name, own in reading.copies.items():
+    for name, own in mapping.copies.items():
         copy = state.pop(prefix + name)
         if prefix + own in state and not torch.equal(copy, state[prefix + own]):
             layer = name.split(".")[2]

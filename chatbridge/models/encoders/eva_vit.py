@@ -21,8 +21,8 @@ from chatbridge.common.registry import ENCODERS
 from chatbridge.common.schema import key
 from chatbridge.contracts import Shape
 from chatbridge.weights import DTYPES, empty_weights, load_encoder, on_meta
-from chatbridge.weights.coverage import Reading, allowed
-from chatbridge.weights.formats import VISION, Format
+from chatbridge.weights.coverage import NameMapping, allowed
+from chatbridge.weights.formats import VISION, WeightFormat
 
 PREFIXES = {"visual.trunk.": " (open_clip)", "visual.": " (EVA-CLIP)", "": ""}
 """Of tensors in the files of open_clip, of EVA-CLIP, and in others (eva_vit_g.pth, timm)."""
@@ -66,7 +66,7 @@ class EvaVit(Eva):
         width: E, the width of a token.
     """
 
-    file_format = Format(
+    file_format = WeightFormat(
         "EVA-ViT vision encoder",
         VISION,
         "encoder.weights of the bridge of images",
@@ -117,10 +117,10 @@ class EvaVit(Eva):
         rows, columns = self.patch_embed.grid_size
         return torch.arange(1, 1 + rows * columns).unflatten(0, (rows, columns))
 
-    def read_names(self, reading: Reading, names: Collection[str], extras: Mapping[str, Any]) -> None:
+    def read_names(self, mapping: NameMapping, names: Collection[str], extras: Mapping[str, Any]) -> None:
         """Blocks from `depth` on, the final norm and the head are not used."""
         prefix = next(p for p in PREFIXES if not p or any(name.startswith(f"{p}blocks.") for name in names))
-        reading.format += PREFIXES[prefix]
+        mapping.kind += PREFIXES[prefix]
         depth, blocks = self.config.depth, 0
         for name in names:
             inner = name.removeprefix(prefix)
@@ -132,11 +132,11 @@ class EvaVit(Eva):
                 blocks = max(blocks, index + 1)
                 pattern = f"blocks.{depth}... of a deeper file" if index >= depth else allowed(inner, IGNORED)
             if pattern:
-                reading.ignored[name] = pattern
+                mapping.ignored[name] = pattern
             else:
-                reading.names[name] = inner
+                mapping.names[name] = inner
         if blocks < depth:
-            reading.problems.append(
+            mapping.problems.append(
                 f"the vision weights hold {blocks} blocks and depth is {depth}; lower depth or take others"
             )
 

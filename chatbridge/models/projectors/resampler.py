@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chatbridge.common.registry import PROJECTORS
 from chatbridge.common.schema import key
 from chatbridge.models.projectors.base import ProjectorConfig, redraw
-from chatbridge.models.tokens import TokenShape
+from chatbridge.models.row_counts import TokenShape
 
 
 @dataclass(kw_only=True)

@@ -22,8 +22,8 @@ import re
 import torch
 from torch import Tensor, nn
 
-from chatbridge.weights.coverage import Reading, Target, allowed
-from chatbridge.weights.files import Source, shorten
+from chatbridge.weights.coverage import NameMapping, Target, allowed
+from chatbridge.weights.files import WeightSource, shorten
 from chatbridge.weights.formats import FORMATS
 
 LLAMA_IGNORED = (r".*rotary_emb\.inv_freq",)
@@ -53,60 +53,60 @@ VISUAL_PARTS = ("Qformer.", "image_query_tokens", "ln_vision.", "llama_proj.", "
 """What BLIP-2 and MiniGPT-4 files may hold, under the original's names."""
 
 
-def read_encoder(encoder: nn.Module, source: Source) -> Reading:
+def read_encoder(encoder: nn.Module, source: WeightSource) -> NameMapping:
     """A file for an encoder that states the format of its files."""
-    reading = Reading(encoder.file_format.title, encoder.file_format.slot)
-    encoder.read_names(reading, source.tensors, source.extras)
-    return reading
+    mapping = NameMapping(encoder.file_format.title, encoder.file_format.slot)
+    encoder.read_names(mapping, source.tensors, source.extras)
+    return mapping
 
 
-def read_llama(source: Source) -> Reading:
+def read_llama(source: WeightSource) -> NameMapping:
     """A language model's files; transformers' names are ours."""
-    reading = Reading(FORMATS["llama"].title, FORMATS["llama"].slot)
+    mapping = NameMapping(FORMATS["llama"].title, FORMATS["llama"].slot)
     for name in source.tensors:
         pattern = allowed(name, LLAMA_IGNORED)
         if pattern:
-            reading.ignored[name] = pattern
+            mapping.ignored[name] = pattern
         else:
-            reading.names[name] = name
-    return reading
+            mapping.names[name] = name
+    return mapping
 
 
-def read_checkpoint(format: str, model: nn.Module, source: Source) -> Reading:
+def read_checkpoint(kind: str, model: nn.Module, source: WeightSource) -> NameMapping:
     """A checkpoint of the original, of BLIP-2 or of MiniGPT-4, its targets named as the original's are."""
-    reading = Reading(FORMATS[format].title, FORMATS[format].slot)
-    patterns = ORIGINAL_IGNORED if format == "original" else BLIP2_IGNORED
+    mapping = NameMapping(FORMATS[kind].title, FORMATS[kind].slot)
+    patterns = ORIGINAL_IGNORED if kind == "original" else BLIP2_IGNORED
     renamed = {}
     for name in source.tensors:
         inner = name.removeprefix("module.")
         pattern = allowed(inner, patterns)
         if pattern:
-            reading.ignored[name] = pattern
+            mapping.ignored[name] = pattern
         else:
             renamed[name] = "image_query_tokens" if inner == "query_tokens" else inner
     if "image_query_tokens" in source.tensors and "query_tokens" in source.tensors:
         renamed.pop("query_tokens")
-        reading.ignored["query_tokens"] = "query_tokens beside image_query_tokens"
+        mapping.ignored["query_tokens"] = "query_tokens beside image_query_tokens"
     for prefix, bridge in _encoders(model):
         own = {name: target for name, target in renamed.items() if target.startswith(prefix)}
         if own:
-            _read_inside(reading, own, prefix, bridge.encoder)
+            _read_inside(mapping, own, prefix, bridge.encoder)
             renamed = {name: target for name, target in renamed.items() if name not in own}
-    _read_inside(reading, {n: t for n, t in renamed.items() if t.startswith("llama_model.")}, "llama_model.", None)
-    reading.names |= {n: t for n, t in renamed.items() if not t.startswith("llama_model.")}
-    if format == "original":
-        reading.optional = FROZEN_PARTS + TEMPORAL
-        full = any(target.startswith("llama_model.") for target in reading.names.values())
-        reading.format += ", full (language model inside)" if full else ", partial"
+    _read_inside(mapping, {n: t for n, t in renamed.items() if t.startswith("llama_model.")}, "llama_model.", None)
+    mapping.names |= {n: t for n, t in renamed.items() if not t.startswith("llama_model.")}
+    if kind == "original":
+        mapping.optional = FROZEN_PARTS + TEMPORAL
+        full = any(target.startswith("llama_model.") for target in mapping.names.values())
+        mapping.kind += ", full (language model inside)" if full else ", partial"
     else:
-        needed = ("Qformer.", "image_query_tokens", "ln_vision.") if format == "blip2" else ()
-        reading.optional = tuple(part for part in VISUAL_PARTS + TEMPORAL if part not in needed)
-    return reading
+        needed = ("Qformer.", "image_query_tokens", "ln_vision.") if kind == "blip2" else ()
+        mapping.optional = tuple(part for part in VISUAL_PARTS + TEMPORAL if part not in needed)
+    return mapping
 
 
-def _read_inside(reading: Reading, names: dict[str, str], prefix: str, encoder: nn.Module | None) -> None:
+def _read_inside(mapping: NameMapping, names: dict[str, str], prefix: str, encoder: nn.Module | None) -> None:
     """A frozen part inside a checkpoint: `names` maps the file's names to ones that begin with `prefix`."""
-    inner = Reading("", "")
+    inner = NameMapping("", "")
     short = {target.removeprefix(prefix): name for name, target in names.items()}
     if encoder is None:
         for name in short:
@@ -116,10 +116,10 @@ def _read_inside(reading: Reading, names: dict[str, str], prefix: str, encoder: 
         encoder.read_names(inner, short, {})
     else:
         inner.names = {name: name for name in short}
-    reading.names |= {short[name]: prefix + target for name, target in inner.names.items()}
-    reading.ignored |= {short[name]: pattern for name, pattern in inner.ignored.items()}
-    reading.copies |= {short[name]: short[own] for name, own in inner.copies.items() if own in short}
-    reading.problems += inner.problems
+    mapping.names |= {short[name]: prefix + target for name, target in inner.names.items()}
+    mapping.ignored |= {short[name]: pattern for name, pattern in inner.ignored.items()}
+    mapping.copies |= {short[name]: short[own] for name, own in inner.copies.items() if own in short}
+    mapping.problems += inner.problems
 
 
 def bridge_of(model: nn.Module, *modalities: str) -> nn.Module | None:
@@ -188,11 +188,6 @@ def current_name(name: str) -> str:
     """A tensor of our own checkpoints by its present name: projectors used to be two modules of a bridge."""
     name = re.sub(r"^(bridges\.\w+)\.perceiver\.", r"\1.projector.", name)
     return re.sub(r"^(bridges\.\w+)\.projection\.", r"\1.projector.projection.", name)
-
-
-def trainable_names(model: nn.Module) -> list[str]:
-    """Original names of the tensors that train."""
-    return [name for name, target in original_targets(model).items() if target.places[0].requires_grad]
 
 
 def to_original(model: nn.Module, full: bool = False) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from chatbridge.models import CausalLM, CausalLMConfig
-from chatbridge.models.trial import FAULTS, GENERATING, PACKING, READING, STREAMING
+from chatbridge.models.language_model_checks import FAULTS, GENERATING, PACKING, READING, STREAMING
 from tests import toy_model
 
 SIZE = {

@@ -21,7 +21,7 @@ from chatbridge.weights import WeightsError, empty_weights, load_language_model,
 from chatbridge.weights.files import shorten
 from chatbridge.weights.filling import check_finite
 from chatbridge.weights.language_model import read_config, read_object
-from chatbridge.weights.readers import plan_language_model
+from chatbridge.weights.loading import plan_language_model
 
 logger = logging.getLogger("chatbridge")
 
