@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from chatbridge.common.config_files import Tree, read_tree
+from chatbridge.common.config_files import ConfigTree, read_config_file
 from chatbridge.common.plugins import import_plugins
 from chatbridge.common.registry import DATASETS, MODELS, PROCESSORS, RUNNERS, TASKS
 from chatbridge.common.schema import Binder, ConfigError, MissingPath, join, key, to_plain
@@ -101,7 +101,7 @@ class LoadedConfig:
     config: Config
     source: Path
     awaited: list[MissingPath]
-    tree: Tree
+    tree: ConfigTree
 
     def require_paths(self) -> None:
         """Raise ConfigError when anything is still awaited."""
@@ -125,7 +125,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defer_missing: 
         ConfigError: every problem found, with file, key and remedy.
     """
     path = Path(path)
-    tree = read_tree(path, overrides)
+    tree = read_config_file(path, overrides)
     binder = Binder(str(path), path.resolve().parent, tree.origins)
     for key_name, remedy in secrets_in(tree.values):
         binder.problem(key_name, remedy)

@@ -20,12 +20,12 @@ from chatbridge.common.schema import ConfigError, Origin, join
 MAX_BYTES, MAX_NODES = 1 << 20, 100_000
 """Of a configuration's file, and values in it; the published ones have 12 KB and 600."""
 
-MAX_WRITTEN_OUT = 1 << 22
+MAX_EXPANDED = 1 << 22
 """Characters of all values once ``${...}`` stands for what it refers to: twenty keys, each of which is the one before
 twice, double a word to a million."""
 
 T = TypeVar("T")
-Place = tuple[Any, ...]
+KeyPath = tuple[Any, ...]
 """Of a value in a tree: ("model", "weights", 0)."""
 
 _KEY = re.compile(r"[^.\[\]\s]+(\.[^.\[\]\s]+)*")
@@ -33,7 +33,7 @@ _REFERENCE = re.compile(r"\.*[^\s.\[\]{}$:,/'\"]+(?:[.\[\]]+[^\s.\[\]{}$:,/'\"]+
 
 
 @dataclass
-class Tree:
+class ConfigTree:
     """What a YAML file says.
 
     Attributes:
@@ -46,7 +46,7 @@ class Tree:
     origins: dict[str, Origin]
 
 
-def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
+def read_config_file(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
     """A YAML file laid over its base, with overrides ("a.b=c", later ones win) merged into it.
 
     Raises:
@@ -55,25 +55,25 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     path = Path(path)
     if not os.path.exists(path):
         raise ConfigError([f"{path}: no such configuration file (looked for {os.path.abspath(path)})"])
-    merged, files, stands_in = read_merged(path)
+    merged, files, sources = read_merged(path)
     cause = _unreadable(path)
     tree = _attempt(cause, lambda: OmegaConf.create(merged))
     for override in overrides:
         tree = _override(tree, override)
     raw = _attempt(cause, lambda: OmegaConf.to_container(tree, resolve=False))
-    growth = _attempt(cause, lambda: _written_out(raw))
-    if growth > MAX_WRITTEN_OUT:
+    growth = _attempt(cause, lambda: _expanded_size(raw))
+    if growth > MAX_EXPANDED:
         raise ConfigError([f"{path}: has {growth:,} characters once its ${{...}} are written out; refer to less"])
     plain = _attempt(cause, lambda: OmegaConf.to_container(tree, resolve=True))
     if len(files) == 1:
-        return Tree(plain, files, {})
+        return ConfigTree(plain, files, {})
     for override in overrides:
         given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        stands_in |= {place: path for place, _ in _places(given)}
-    return Tree(plain, files, dict(_origins(plain, raw, stands_in)))
+        sources |= {place: path for place, _ in _places(given)}
+    return ConfigTree(plain, files, dict(_origins(plain, raw, sources)))
 
 
-def read_merged(path: Path) -> tuple[dict[Any, Any], list[Path], dict[Place, Path]]:
+def read_merged(path: Path) -> tuple[dict[Any, Any], list[Path], dict[KeyPath, Path]]:
     """A file laid over its base, ``${...}`` as they are; itself and its bases; place -> the file it stands in.
 
     Mappings merge; anything else replaces what the base has there, and so does a part of another name. A null over a
@@ -88,10 +88,10 @@ def read_merged(path: Path) -> tuple[dict[Any, Any], list[Path], dict[Place, Pat
         layers[file] = tree = _load(file)
         file = _base(file, tree.pop("base"), list(layers)) if "base" in tree else None
     merged: dict[Any, Any] = {}
-    stands_in: dict[Place, Path] = {(): path}
+    sources: dict[KeyPath, Path] = {(): path}
     for file, tree in reversed(layers.items()):
-        _lay_over(merged, tree, (), file, stands_in)
-    return merged, list(layers), stands_in
+        _merge_into(merged, tree, (), file, sources)
+    return merged, list(layers), sources
 
 
 def _load(path: Path) -> dict[Any, Any]:
@@ -123,21 +123,21 @@ def _base(source: Path, given: Any, files: list[Path]) -> Path:
     return file
 
 
-def _lay_over(below: dict, above: dict, at: Place, file: Path, stands_in: dict[Place, Path]) -> None:
+def _merge_into(below: dict, above: dict, at: KeyPath, file: Path, sources: dict[KeyPath, Path]) -> None:
     """Merge what `file` says into what its bases say, in place."""
     for name, value in above.items():
         place, old = (*at, name), below.get(name)
         if isinstance(old, dict) and isinstance(value, dict) and _same_part(old, value):
-            stands_in[place] = file
-            _lay_over(old, value, place, file, stands_in)
+            sources[place] = file
+            _merge_into(old, value, place, file, sources)
         elif isinstance(value, dict) and isinstance(old, str) and old.startswith("${"):
             key = ".".join(map(str, place))
-            raise ConfigError([f"{file}: {key}: {stands_in[place]} has {old!r} there; change what that refers to"])
+            raise ConfigError([f"{file}: {key}: {sources[place]} has {old!r} there; change what that refers to"])
         elif value is None and isinstance(old, (dict, list)):
             del below[name]
         else:
             below[name] = value
-            stands_in |= {inner: file for inner, _ in _places(value, place)}
+            sources |= {inner: file for inner, _ in _places(value, place)}
 
 
 def _same_part(below: Mapping, above: Mapping) -> bool:
@@ -146,15 +146,15 @@ def _same_part(below: Mapping, above: Mapping) -> bool:
     return not named or any(above[one.tag] == below.get(one.tag, one.usual) for one in named)
 
 
-def _origins(plain: Any, raw: Any, stands_in: Mapping[Place, Path]) -> Iterator[tuple[str, Origin]]:
+def _origins(plain: Any, raw: Any, sources: Mapping[KeyPath, Path]) -> Iterator[tuple[str, Origin]]:
     """Every key of the resolved tree, and where its value comes from."""
 
-    def nearest(place: Place) -> Path:
-        while place not in stands_in:
+    def nearest(place: KeyPath) -> Path:
+        while place not in sources:
             place = place[:-1]
-        return stands_in[place]
+        return sources[place]
 
-    def starts_in(place: Place, hops: int = 32) -> Path:
+    def starts_in(place: KeyPath, hops: int = 32) -> Path:
         """The file whose folder a relative path starts in: that of what a leading ``${...}`` refers to."""
         for depth in range(1, len(place) + 1):
             text = _at(raw, place[:depth])
@@ -163,12 +163,12 @@ def _origins(plain: Any, raw: Any, stands_in: Mapping[Place, Path]) -> Iterator[
                     return starts_in((*target, *place[depth:]), hops - 1)
         return nearest(place)
 
-    folders = {file: file.resolve().parent for file in set(stands_in.values())}
+    folders = {file: file.resolve().parent for file in set(sources.values())}
     for place, key in _places(plain):
         yield key, Origin(str(nearest(place)), folders[starts_in(place)])
 
 
-def _places(tree: Any, at: Place = (), key: str = "") -> Iterator[tuple[Place, str]]:
+def _places(tree: Any, at: KeyPath = (), key: str = "") -> Iterator[tuple[KeyPath, str]]:
     """Every place in a tree, and the key that messages call it by."""
     yield at, key
     if isinstance(tree, Mapping):
@@ -208,7 +208,7 @@ def _attempt(what: str, step: Callable[[], T]) -> T:
         raise ConfigError([f"{what}: {' '.join(' '.join(lines).split()) or type(error).__name__}"]) from None
 
 
-def _written_out(tree: Any) -> int:
+def _expanded_size(tree: Any) -> int:
     """Characters of a tree's values when every ``${...}`` in them is replaced; too many rather than too few.
 
     Whatever looks like the name of a value in a text with ``${`` is taken to refer to it.

@@ -8,7 +8,7 @@ import yaml
 import train
 from chatbridge import register_all
 from chatbridge.common.config import load_config
-from chatbridge.common.config_files import read_tree
+from chatbridge.common.config_files import read_config_file
 from chatbridge.common.schema import ConfigError
 from tests import tiny
 
@@ -51,13 +51,16 @@ def write(tmp_path):
 )
 def test_what_merges_and_what_replaces(write, below, above, together):
     write("base.yaml", below)
-    assert read_tree(write("run.yaml", "base: base.yaml\n" + yaml.safe_dump(yaml.safe_load(above)))).values == together
+    assert (
+        read_config_file(write("run.yaml", "base: base.yaml\n" + yaml.safe_dump(yaml.safe_load(above)))).values
+        == together
+    )
 
 
 def test_bases_of_bases_and_overrides(write):
     write("one.yaml", "{a: 1, b: 1, c: 1, d: 1}")
     write("two.yaml", "{base: one.yaml, b: 2, c: 2, d: 2}")
-    tree = read_tree(write("below/run.yaml", "{base: ../two.yaml, c: 3, d: 3}"), ["d=4", "e.f=5"])
+    tree = read_config_file(write("below/run.yaml", "{base: ../two.yaml, c: 3, d: 3}"), ["d=4", "e.f=5"])
     assert tree.values == {"a": 1, "b": 2, "c": 3, "d": 4, "e": {"f": 5}}
     assert [file.name for file in tree.files] == ["run.yaml", "two.yaml", "one.yaml"]
 
@@ -115,14 +118,14 @@ def test_bases_that_are_none(write, text, said):
     write("list.yaml", "- a")
     write("refers.yaml", "{a: '${b}', b: {c: 0}}")
     with pytest.raises(ConfigError) as caught:
-        read_tree(write("run.yaml", text))
+        read_config_file(write("run.yaml", text))
     (problem,) = caught.value.problems
     assert said in problem and "\n" not in problem
 
 
 def test_the_command_line_names_no_base(write):
     with pytest.raises(ConfigError, match="--options base=a.yaml: a base is named in a file"):
-        read_tree(write("run.yaml", "a: 1"), ["base=a.yaml"])
+        read_config_file(write("run.yaml", "a: 1"), ["base=a.yaml"])
 
 
 def test_check_shows_both_together_and_a_run_writes_them_down_whole(tmp_path, capsys):

@@ -9,14 +9,14 @@ import socket
 import pytest
 
 from chatbridge.common.config import load_config
-from chatbridge.common.config_files import read_tree
+from chatbridge.common.config_files import read_config_file
 from chatbridge.common.schema import ConfigError, bind, key
 from tests.common.test_schema import Outer
 
 
 def refused(path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_tree(path, overrides)
+        read_config_file(path, overrides)
     said = str(caught.value)
     assert "\n" not in said and len(said) < 1000
     return said
@@ -73,7 +73,7 @@ def test_a_yaml_that_is_no_configuration(write, data, reason):
 def test_what_refers_to_others_is_resolved(write, monkeypatch):
     monkeypatch.setenv("CHATBRIDGE_DATA", "/data")
     text = "p: {root: '${oc.env:CHATBRIDGE_DATA}', lists: '${.root}/lists', which: lists}\na: ${p.${p.which}}/x"
-    assert read_tree(write(b"\xef\xbb\xbf" + text.encode())).values["a"] == "/data/lists/x"
+    assert read_config_file(write(b"\xef\xbb\xbf" + text.encode())).values["a"] == "/data/lists/x"
 
 
 def test_a_yaml_that_is_no_file(tmp_path):
@@ -112,12 +112,12 @@ def test_an_override_that_is_none(write, override):
 
 def test_overrides_of_every_sort(write):
     file = write("a: {b: 1, c: '${a.b}'}\nd: [1]")
-    assert read_tree(file, ["a.b=2", "d=[1,2]", "e.f={g: x=y}", "a.h="]).values == {
+    assert read_config_file(file, ["a.b=2", "d=[1,2]", "e.f={g: x=y}", "a.h="]).values == {
         "a": {"b": 2, "c": 2, "h": None},
         "d": [1, 2],
         "e": {"f": {"g": "x=y"}},
     }
-    assert read_tree(file, ["a=5"]).values["a"] == 5  # binding says what is wrong with it
+    assert read_config_file(file, ["a=5"]).values["a"] == 5  # binding says what is wrong with it
 
 
 @pytest.mark.parametrize(
