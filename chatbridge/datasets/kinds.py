@@ -1,18 +1,16 @@
 """Task kinds: which modalities a dataset shows, and what it asks about them.
 
 Written ``ti-cap``, ``tva-conv``, ``ta-shortqa`` as in the original's data configurations, ``thermal-cap`` or
-``video+thermal-conv`` for any other modality, or as a mapping ``{modalities: [thermal], kind: cap}``. The name is
-parsed, never searched for substrings: the original took every task with "ta" in it for audio.
+``video+thermal-conv`` for any other modality. The name is parsed, never searched for substrings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from chatbridge.common.registry import nearest
-from chatbridge.common.schema import key
 
 PREFIXES = {
     "t": (),
@@ -34,10 +32,15 @@ _QUESTION_KIND = re.compile(r"[a-z]*qa")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
-    """What a sample shows and what is asked."""
+    """What a sample shows and what is asked.
 
-    modalities: tuple[str, ...] = key((), help="what is shown, in this order; empty for text alone")
-    kind: str = key(CAPTION, help="cap, ocr, det, rea, conv, or a kind of question: shortqa, normalqa, ...qa")
+    Attributes:
+        modalities: what is shown, in this order; empty for text alone.
+        kind: cap, ocr, det, rea, conv, or a kind of question: shortqa, normalqa, ...qa.
+    """
+
+    modalities: tuple[str, ...] = ()
+    kind: str = CAPTION
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and not _QUESTION_KIND.fullmatch(self.kind):
@@ -66,30 +69,21 @@ class TaskKind:
         return self.kind.endswith("qa")
 
     @classmethod
-    def parse(cls, text: str | Mapping | TaskKind, known: Iterable[str] | None = None) -> TaskKind:
-        """A task kind from its written form.
+    def parse(cls, text: str, known: Iterable[str] = ("image", "video", "audio")) -> TaskKind:
+        """A task kind from its name: "ti-cap", "thermal-cap".
 
         Args:
-            text: "ti-cap", "thermal-cap", a mapping of the two keys, or a TaskKind (returned as it is).
-            known: the modalities that exist (those the model has bridges for, say); image, video and audio when
-                None. A mapping or a TaskKind is taken at its word.
+            known: the modalities that exist, those the model has bridges for, say.
 
         Raises:
             ValueError: anything else, with the nearest known name.
         """
-        if isinstance(text, TaskKind):
-            return text
-        if isinstance(text, Mapping):
-            extra = sorted(set(text) - {"modalities", "kind"})
-            if extra:
-                raise ValueError(f"a task kind has the keys 'modalities' and 'kind', not '{extra[0]}'")
-            return cls(modalities=tuple(text.get("modalities", ())), kind=text.get("kind", CAPTION))
-        prefix, dash, kind = str(text).rpartition("-")
+        prefix, dash, kind = text.rpartition("-")
         if not dash:
             raise ValueError(f"task '{text}' is not of the form <modalities>-<kind>, such as 'ti-cap' or 'ta-shortqa'")
         if prefix in PREFIXES:
             return cls(modalities=PREFIXES[prefix], kind=kind)
-        names = {"image", "video", "audio"} if known is None else set(known)
+        names = set(known)
         modalities = tuple(prefix.split("+"))
         for modality in modalities:
             if modality not in names:
@@ -99,7 +93,6 @@ class TaskKind:
         return cls(modalities=modalities, kind=kind)
 
     @classmethod
-    def parse_all(cls, text: str | Mapping | TaskKind, known: Iterable[str] | None = None) -> tuple[TaskKind, ...]:
+    def parse_all(cls, text: str, known: Iterable[str] = ("image", "video", "audio")) -> tuple[TaskKind, ...]:
         """The kinds of a dataset: several may be joined by ``%``, one of which is then drawn per sample."""
-        parts = text.split("%") if isinstance(text, str) else [text]
-        return tuple(cls.parse(part, known) for part in parts)
+        return tuple(cls.parse(part, known) for part in text.split("%"))

@@ -99,17 +99,6 @@ class AudioProcessor:
         samples = self.bank.window + (c.clips * c.frames_per_clip - 1) * self.bank.shift
         return self.clips(torch.zeros(1, samples), c.sample_rate)
 
-    def features(self, waveform: Tensor, rate: int) -> Tensor:
-        """Log mel energies of a whole waveform [channels, samples], before normalisation: [frames, mel]."""
-        samples = self._prepare(waveform, rate)
-        short = self.bank.window - samples.shape[1]
-        return self.bank.energies(torch.nn.functional.pad(samples, (0, short)) if short > 0 else samples)
-
-    def _prepare(self, waveform: Tensor, rate: int) -> Tensor:
-        """A whole waveform [channels, samples] as float32 [1, samples] at the configured rate, in 16-bit scale."""
-        mono = self._mono(waveform)[None]
-        return self.bank.resampled(mono * FULL_SCALE if mono.is_floating_point() else mono.float(), rate)
-
     def clips(self, waveform: Tensor, rate: int, mode: ReadMode = EVALUATION) -> Tensor:
         """The clips [clips, frames_per_clip, mel] that a waveform gives; arguments and errors as of `raw`."""
         return self.raw(waveform, rate, mode).finished()[0]

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from chatbridge.common.read_mode import EVALUATION, Training
-from chatbridge.common.schema import ConfigError, bind
 from chatbridge.conversation import MediaSource, PromptFormat, Templates
 from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.dialogues import DialogueMaker, caption_of, clean_tags, sources_of
@@ -31,7 +30,7 @@ def write(folder, entries, name="a.json"):
     return file
 
 
-def make(kind, entry, known=None, mode=EVALUATION):
+def make(kind, entry, known=("image", "video", "audio"), mode=EVALUATION):
     kind = TaskKind.parse(kind, known)
     record = Record.parse(entry)
     record.check(kind)
@@ -56,14 +55,12 @@ def text_of(sample):
         ("thermal-cap", ("thermal",), "cap"),
         ("near-infrared-cap", ("near-infrared",), "cap"),
         ("video+thermal-yesnoqa", ("video", "thermal"), "yesnoqa"),
-        ({"modalities": ["thermal"], "kind": "cap"}, ("thermal",), "cap"),
     ],
 )
 def test_kinds(text, modalities, kind):
     parsed = TaskKind.parse(text, ["image", "video", "audio", "thermal", "near-infrared"])
     assert (parsed.modalities, parsed.kind) == (modalities, kind)
-    if isinstance(text, str):
-        assert parsed.name == text
+    assert parsed.name == text
 
 
 @pytest.mark.parametrize(
@@ -76,18 +73,11 @@ def test_kinds(text, modalities, kind):
         ("xx-cap", "'xx'"),
         ("t-cap", "nothing to look at"),
         ("thermal+thermal-cap", "once"),
-        ({"modality": ["thermal"]}, "'modality'"),
     ],
 )
 def test_wrong_kinds_are_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         TaskKind.parse(text, ["image", "thermal"])
-
-
-def test_kinds_in_a_configuration():
-    assert bind(TaskKind, {"modalities": ["thermal"], "kind": "conv"}) == TaskKind(modalities=("thermal",), kind="conv")
-    with pytest.raises(ConfigError, match="kind 'convo'"):
-        bind(TaskKind, {"kind": "convo"})
 
 
 def test_several_kinds():
@@ -103,7 +93,7 @@ def test_a_fourth_modality():
         "###Human: Given following thermal: <thermal>.###Human: How warm?###Assistant:Very."
         "###Human: Why?###Assistant:A fire.###"
     )
-    caption = make({"modalities": ["thermal"], "kind": "cap"}, {"thermal_id": "t.png", "caption": "a fire"})
+    caption = make("thermal-cap", {"thermal_id": "t.png", "caption": "a fire"}, ["thermal"])
     assert "thermal" in caption.dialogue.turns[1].text
 
 

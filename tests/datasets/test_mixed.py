@@ -24,7 +24,7 @@ SIZE = 8
 
 
 def numbered(root) -> list:
-    """Two datasets whose samples are told by number."""
+    """Two datasets whose samples are read by number."""
     if not (root / "folder").exists():
         write_folder(root / "folder", 30)
         write_shards(root / "near", [7, 5, 9], index=True)
@@ -38,7 +38,7 @@ def every(root) -> list:
     return [*numbered(root), shards(root / "far", "far", access="sequence", shuffle=5, weight=1.5)]
 
 
-def told(batches) -> list[list[tuple[str, str]]]:
+def sources_and_ids(batches) -> list[list[tuple[str, str]]]:
     """(dataset, id) of every sample of every batch."""
     return [list(zip(batch.sources, batch.ids, strict=True)) for batch in batches]
 
@@ -53,9 +53,9 @@ def joined(ranks: list[list[list]]) -> list[list]:
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 2), (1, 4), (2, 0), (4, 0), (2, 2)])
-def test_ranks_and_workers_change_nothing_in_what_is_told_by_number(tmp_path, world, workers):
-    alone = told(take(stream(numbered(tmp_path), 12, mixed=SIZE), 12))
-    ranks = [told(take(one, 12)) for one in streams(numbered, tmp_path, 12, world, workers)]
+def test_ranks_and_workers_change_nothing_in_what_is_read_by_number(tmp_path, world, workers):
+    alone = sources_and_ids(take(stream(numbered(tmp_path), 12, mixed=SIZE), 12))
+    ranks = [sources_and_ids(take(one, 12)) for one in streams(numbered, tmp_path, 12, world, workers)]
     assert joined(ranks) == alone and all(len(batch) == SIZE // world for rank in ranks for batch in rank)
     assert any(len({name for name, _ in batch}) > 1 for batch in alone)
 
@@ -64,16 +64,16 @@ def test_ranks_and_workers_change_nothing_in_what_is_told_by_number(tmp_path, wo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_and_numbers_go_on_after_a_restart(tmp_path, workers, world):
     steps = 16
-    whole = [told(take(one, steps)) for one in streams(every, tmp_path, steps, world, workers)]
+    whole = [sources_and_ids(take(one, steps)) for one in streams(every, tmp_path, steps, world, workers)]
     assert {name for rank in whole for batch in rank for name, _ in batch} == {"folder", "near", "far"}
     for cut in range(0, steps, 5 if workers else 1):
         first = streams(every, tmp_path, steps, world, workers)
-        before = [told(take(one, cut)) for one in first]
+        before = [sources_and_ids(take(one, cut)) for one in first]
         states = through_disk([one.state_dict() for one in first])
         second = streams(every, tmp_path, steps, world, workers)
         for one in second:
             one.load_state_dict(states)
-        after = [told(take(one, steps - cut)) for one in second]
+        after = [sources_and_ids(take(one, steps - cut)) for one in second]
         assert [a + b for a, b in zip(before, after, strict=True)] == whole
 
 
@@ -81,7 +81,7 @@ def test_streams_of_mixed_batches_go_through_their_part_in_order(tmp_path):
     """Nothing is left out or read twice: a worker's samples are those of its stream alone, batch after batch."""
     workers: dict[int, list[str]] = {}
     for rank, one in enumerate(streams(every, tmp_path, 20, 2, 2)):
-        for step, batch in enumerate(told(take(one, 20))):
+        for step, batch in enumerate(sources_and_ids(take(one, 20))):
             workers.setdefault(rank * 2 + step % 2, []).extend(name for source, name in batch if source == "far")
     for number, read in workers.items():
         alone = stream_of(every(tmp_path)[2], 3, number, 4, None)
@@ -106,14 +106,14 @@ def test_a_batch_carries_the_positions_of_several_streams(tmp_path):
 @pytest.mark.parametrize("mixed", [None, SIZE])
 def test_other_numbers_of_ranks_go_on_where_the_epoch_stood(tmp_path, mixed):
     """2 ranks, then 1, then 4: what one rank would have read, so every sample of an epoch once."""
-    alone = told(take(stream(numbered(tmp_path), 24, mixed=mixed), 24))
+    alone = sources_and_ids(take(stream(numbered(tmp_path), 24, mixed=mixed), 24))
     read, states = [], None
     for world, steps in ((2, 3), (1, 5), (4, 16)):
         ranks = [stream(numbered(tmp_path), 24, rank, world, mixed=mixed) for rank in range(world)]
         for one in ranks:
             if states is not None:
                 one.load_state_dict(states)
-        read += joined([told(take(one, steps)) for one in ranks])
+        read += joined([sources_and_ids(take(one, steps)) for one in ranks])
         states = through_disk([one.state_dict() for one in ranks])
     assert read == alone
     for dataset, size in (("folder", 30), ("near", 21)):

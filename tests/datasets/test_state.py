@@ -114,7 +114,7 @@ def test_map_style_and_numbered_shards_do_not_care_about_workers(tmp_path):
     assert joined == names(take(stream(sets, 12), 12))
 
 
-def test_another_number_of_workers_is_told_and_goes_on(tmp_path, caplog):
+def test_another_number_of_workers_is_logged_and_goes_on(tmp_path, caplog):
     one = stream(datasets(tmp_path), 60, workers=2)
     read = take(one, 12)
     two = stream(datasets(tmp_path), 60)
@@ -158,7 +158,7 @@ def test_the_ledger_goes_back_to_the_checkpoint_too(tmp_path):
     assert counts == {"seen": {"a": 12}, "replaced": {"a": 3}, "lost": {"a": 9}, "retried": {}}
 
 
-def test_changed_data_is_told(tmp_path, caplog):
+def test_changed_data_is_logged(tmp_path, caplog):
     one = stream(datasets(tmp_path), 20)
     take(one, 3)
     write_folder(tmp_path / "folder", 31)

@@ -245,7 +245,7 @@ def test_a_url_that_fails_twice_and_then_works(tmp_path):
     assert [entry.count for entry in batch.ledger] == [0, 0]
     assert all("opened again after" in entry.reason for entry in batch.ledger)
     ledger = Ledger(tmp_path / "ledger.jsonl", 0.0, grace=0, strict=True)
-    ledger.add(["shards"] * 6, batch.ledger)  # what worked in the end is told, and stops nothing
+    ledger.add(["shards"] * 6, batch.ledger)  # what worked in the end is reported, and stops nothing
     assert ledger.retried["shards"] == 2 and ledger.replaced.total() + ledger.lost.total() == 0
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
 
@@ -310,15 +310,15 @@ def test_a_remote_shard_that_ends_between_two_samples_is_noticed(tmp_path):
 
 def test_a_whole_tar_with_too_few_samples_is_noticed(tmp_path):
     ids = write_shards(tmp_path, [6])
-    url, told = f"pipe:cat {tmp_path}/000.tar", []
+    url, failures = f"pipe:cat {tmp_path}/000.tar", []
     assert [sample["__key__"] for _, sample in samples_in_sequence(Shard(url, 6), 3)] == ids[3:]
     with pytest.raises(ShardLost, match="ends after 6 samples, its index says 8"):
-        list(samples_in_sequence(Shard(url, 8), 3, 1, 0.0, lambda *failure: told.append(failure)))
-    assert told == [(6, "ends after 6 samples, its index says 8")]
+        list(samples_in_sequence(Shard(url, 8), 3, 1, 0.0, lambda *failure: failures.append(failure)))
+    assert failures == [(6, "ends after 6 samples, its index says 8")]
 
 
 def test_bad_samples_inside_good_shards(tmp_path):
-    """Unreadable picture, malformed entry, no picture: each is passed over and told, by either way of reading."""
+    """Unreadable picture, malformed entry, no picture: each is passed over and reported, by either way of reading."""
     bad = [
         {**sample("cut", 1), "cut.jpg": picture(1)[:200]},
         {**sample("json", 2), "json.json": b"{"},
@@ -406,8 +406,8 @@ def test_malformed_entries_are_refused_before_training_with_file_index_and_reaso
     file = Path(tree["datasets"]["images"]["annotations"])
     file.write_text(json.dumps([*json.loads(file.read_text()), entry]))
     assert tiny.run(tmp_path, tree) == 1
-    told = capsys.readouterr().err
-    assert f"{file}: entry 12: " in told and said in told and "Traceback" not in told
+    logged = capsys.readouterr().err
+    assert f"{file}: entry 12: " in logged and said in logged and "Traceback" not in logged
     assert not (tmp_path / "output" / "metrics.jsonl").exists()
 
 
@@ -448,13 +448,13 @@ def test_cutting_anywhere_never_gives_a_damaged_sample_silently(tmp_path):
         file.write_bytes(whole[:end])
         table = scan(file)
         assert table.problem is not None
-        between = "no end mark" in table.problem  # whether the last sample is whole cannot be told there
+        between = "no end mark" in table.problem  # whether the last sample is whole cannot be known there
         for i in range(len(table) - between):
             assert read_sample(LocalShards([Shard(str(file))]), i) == read_sample(originals, i)
 
 
 def test_a_tar_that_is_cut_while_it_is_open(tmp_path):
-    """Between a sample's entry and its picture, too: that is told, and no part of a picture is taken for it."""
+    """Between a sample's entry and its picture, too: that is reported, and no part of a picture is taken for it."""
     write_shards(tmp_path, [3])
     file = tmp_path / "000.tar"
     shards_ = LocalShards([Shard(str(file))])

@@ -139,8 +139,8 @@ def test_members_of_unlikely_size_cost_their_sample(tmp_path, monkeypatch):
     for access in ("number", "sequence"):
         batches = take(stream([shards(tmp_path, access=access, shuffle=0)], 4), 4)
         entries = [entry for batch in batches for entry in batch.ledger]
-        told = {(e.file.rpartition("/")[2], "too many" in e.reason or "is the limit" in e.reason) for e in entries}
-        assert len(told) == 2 and all(reason for _, reason in told)
+        reported = {(e.file.rpartition("/")[2], "too many" in e.reason or "is the limit" in e.reason) for e in entries}
+        assert len(reported) == 2 and all(reason for _, reason in reported)
         assert not {"big", "long"} & {i for b in batches for i in b.ids}
     with pytest.raises(MediaError, match="5,015 bytes, too many for a text"):
         shards(tmp_path).record(7)
