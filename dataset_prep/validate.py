@@ -23,7 +23,7 @@ from chatbridge.datasets import TaskKind
 from dataset_prep.prep.command import add_running, options, run_command
 from dataset_prep.prep.entries import media_arguments
 from dataset_prep.prep.job import DROPPED, Job, json_lines
-from dataset_prep.prep.validation import ValidationSpec, Validator, build_target
+from dataset_prep.prep.validation import SampleValidator, ValidationSpec, build_target
 
 SHOWN = 20
 """Problems printed without --json and --all."""
@@ -56,7 +56,7 @@ def validate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         name="validate",
         out=out,
         items=found.items,
-        work=Validator(spec),
+        work=SampleValidator(spec),
         settings={"what": vars(spec)},
         inputs=[file for file in dict.fromkeys(found.inputs) if file.is_file()],
         total=found.total,

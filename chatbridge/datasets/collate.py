@@ -135,9 +135,13 @@ def _stack_media(examples: Sequence[Example], sources: Sequence[str]) -> dict[st
                 shapes.setdefault(modality, {}).setdefault(tuple(tensor.shape), source)
     for modality, found in shapes.items():
         if len(found) > 1:
-            told = ", ".join(f"{shape} in '{source}'" if source else str(shape) for shape, source in found.items())
+            shapes_found = ", ".join(
+                f"{shape} in '{source}'" if source else str(shape) for shape, source in found.items()
+            )
             names = ", ".join(example.tokens.id for example in examples)
-            raise ValueError(f"media of '{modality}' differ in shape within one batch: {told} (samples {names})")
+            raise ValueError(
+                f"media of '{modality}' differ in shape within one batch: {shapes_found} (samples {names})"
+            )
     return {modality: stack_media(tensors) for modality, tensors in sorted(gathered.items())}
 
 

@@ -21,7 +21,7 @@ TAGS = ("<image>", "<video>", "<audio>")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class DialogueSample:
     """A dialogue with what evaluation needs beside it."""
 
     id: str
@@ -50,7 +50,7 @@ class DialogueMaker:
         if self.kind.asks or self.kind.kind in (CAPTION, OCR):
             self.choices()  # a missing list is found now, not at the first sample
 
-    def sample(self, record: Record, mode: ReadMode = EVALUATION, item: int | None = None) -> Sample:
+    def sample(self, record: Record, mode: ReadMode = EVALUATION, item: int | None = None) -> DialogueSample:
         """One sample of a record.
 
         Args:
@@ -68,7 +68,7 @@ class DialogueMaker:
             return self._single(record, self._prompt(None, mode), answer, [answer] if answer else [])
         return self._conversation(record)
 
-    def _question(self, record: Record, mode: ReadMode, item: int | None) -> Sample:
+    def _question(self, record: Record, mode: ReadMode, item: int | None) -> DialogueSample:
         question, answers = record.pairs[item] if item is not None else _draw(record.pairs, mode)
         answer = None
         if answers and isinstance(mode, Training):
@@ -78,14 +78,14 @@ class DialogueMaker:
         suffix = f"/{item}" if item is not None else ""
         return self._single(record, self._prompt(question, mode), answer, answers, suffix)
 
-    def _caption(self, record: Record, mode: ReadMode, item: int | None) -> Sample:
+    def _caption(self, record: Record, mode: ReadMode, item: int | None) -> DialogueSample:
         captions = record.captions
         answer = None
         if captions:
             answer = captions[item] if item is not None else _draw(captions, mode)
         return self._single(record, self._prompt(None, mode), answer, captions)
 
-    def _conversation(self, record: Record) -> Sample:
+    def _conversation(self, record: Record) -> DialogueSample:
         single = self.kind.kind in FIRST_PAIR
         turns = record.turns[: 2 if single else self.max_entries]
         exchanges = []
@@ -101,12 +101,14 @@ class DialogueMaker:
 
     def _single(
         self, record: Record, prompt: str, answer: str | None, references: Sequence[str], suffix: str = ""
-    ) -> Sample:
+    ) -> DialogueSample:
         dialogue = Dialogue.about(sources_of(record, self.kind.modalities), [(prompt, answer)])
         return self._sample(record, dialogue, references, suffix)
 
-    def _sample(self, record: Record, dialogue: Dialogue, references: Sequence[str], suffix: str = "") -> Sample:
-        return Sample(record.id + suffix, dialogue, record.references or tuple(references), record.group)
+    def _sample(
+        self, record: Record, dialogue: Dialogue, references: Sequence[str], suffix: str = ""
+    ) -> DialogueSample:
+        return DialogueSample(record.id + suffix, dialogue, record.references or tuple(references), record.group)
 
     def _prompt(self, question: str | None, mode: ReadMode) -> str:
         choices = self.choices()

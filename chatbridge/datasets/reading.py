@@ -253,7 +253,7 @@ class BatchStream(Iterator[MultimodalBatch]):
 
 @contextlib.contextmanager
 def workers_explained() -> Iterator[None]:
-    """Inside, the end of a data-loader worker is a ValueError with a remedy. PyTorch may tell of it at any moment."""
+    """Inside, the end of a data-loader worker is a ValueError with a remedy. PyTorch may raise it at any moment."""
     try:
         yield
     except RuntimeError as error:

@@ -56,7 +56,7 @@ class Record:
 
         Raises:
             ValueError: no JSON object; where it stands is for the caller to say. What is wrong with the values of
-                keys is told by `check`, for the keys that are needed.
+                keys is for `check`, which looks at the keys that are needed.
         """
         if not isinstance(entry, (dict, Mapping)):  # dict first: an abstract class is asked in Python
             raise ValueError(f"an entry must be a JSON object, not {type(entry).__name__}")

@@ -163,7 +163,7 @@ class ShardLost(Exception):
         self.number, self.reason = number, reason
 
 
-class _Stream:
+class _ForwardStream:
     """Bytes that can only be read forwards, by slices as `tars.members` does, or as a decompressor reads.
 
     Args:
@@ -171,7 +171,7 @@ class _Stream:
         packed: the compressed stream that it comes out of, if any: ValueError where that swells as only a bomb does.
     """
 
-    def __init__(self, stream: Any, first: bytes = b"", packed: _Stream | None = None):
+    def __init__(self, stream: Any, first: bytes = b"", packed: _ForwardStream | None = None):
         self.stream, self.packed, self.count, self._first = stream, packed, 0, first
 
     def read(self, size: int) -> bytes:
@@ -190,15 +190,15 @@ class _Stream:
         return b"".join(pieces)
 
 
-def _unpacked(opened: Any) -> _Stream:
+def _unpacked(opened: Any) -> _ForwardStream:
     """The bytes of a tar, unpacked where it is compressed."""
     first = opened.read(max(map(len, tars.COMPRESSED)))
-    stream = _Stream(opened, first)
+    stream = _ForwardStream(opened, first)
     kind = next((kind for mark, kind in tars.COMPRESSED.items() if first.startswith(mark)), None)
     if kind is None:
         return stream
     unpackers = {"gzip": lambda packed: gzip.GzipFile(fileobj=packed), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
-    return _Stream(unpackers[kind](stream), packed=stream)
+    return _ForwardStream(unpackers[kind](stream), packed=stream)
 
 
 def _samples(shard: Shard) -> Iterator[dict[str, Any]]:

@@ -59,7 +59,7 @@ def find_shards(patterns: Sequence[str], folder: Path | None, index: Path | None
     """The shards that patterns mean: index files, paths and URLs with ``{000..123}``, local paths with ``*``.
 
     Args:
-        patterns: relative paths start at `folder`; index: tells the sizes of shards that patterns name.
+        patterns: relative paths start at `folder`; index: has the sizes of shards that patterns name.
 
     Raises:
         ValueError: a pattern without files, a URL that cannot be opened, an index that cannot be read.

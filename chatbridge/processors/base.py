@@ -54,7 +54,7 @@ class MissingMedia(MediaError):
 
 @dataclass(frozen=True)
 class Blob:
-    """A medium held in memory, such as one member of a webdataset shard; the name's ending tells its kind."""
+    """A medium held in memory, such as one member of a webdataset shard; the name's ending is that of its kind."""
 
     name: str
     data: bytes
@@ -116,10 +116,10 @@ def readable(source: Source) -> str | io.BytesIO:
 
 def for_decoder(source: Source) -> str | io.BytesIO:
     """As `readable`, of what was looked at already."""
-    return _Stream(source.data) if isinstance(source, Blob) else str(source)
+    return _SafeBytesIO(source.data) if isinstance(source, Blob) else str(source)
 
 
-class _Stream(io.BytesIO):
+class _SafeBytesIO(io.BytesIO):
     """Bytes in which nobody can seek before the beginning.
 
     A damaged header sends soundfile's decoder there, and Python writes what a callback from C raises to the terminal.
@@ -164,7 +164,7 @@ class media_errors:  # noqa: N801 (it is used as a function would be)
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, for the brackets of a message: its first line, its class where that is what tells."""
+    """What an error says, for the brackets of a message: its first line, with its class where the line says little."""
     if isinstance(error, MemoryError):
         return "more memory would be needed than there is"
     # Decoders put addresses, paths or pages of native backtrace into their messages.

@@ -2,7 +2,7 @@
 
 Decoders differ in what they make of a cut-off download: one raises, one repeats the last picture, one returns the
 part that is there without a word. The three container families below state their lengths in their headers, so a
-look at a few bytes tells before any decoder is asked.
+look at a few bytes suffices, before any decoder is used.
 Sources: ISO/IEC 14496-12 (boxes), RFC 8794 (EBML), the RIFF specification.
 """
 
@@ -25,7 +25,7 @@ EBML_SEGMENT = 0x18538067
 STREAMED_RIFF = 0x7FFFF000
 """Writers to a pipe cannot know the length and leave a number from here up (or zero)."""
 EXTENSIBLE, STORED = b"\xfe\xff", (b"\x01\x00", b"\x03\x00")
-"""WAV's numbers of formats: one that is told further on; whole numbers and floats."""
+"""WAV's numbers of formats: one that stands further on; whole numbers and floats."""
 
 MOST_PARTS = 1_000_000
 """Of a file, one after the other: looking at their headers takes a second. A live recording has one each second."""
@@ -48,7 +48,7 @@ def open_container(opened: str | BinaryIO, headers_only: bool = False, formats: 
 
     Args:
         headers_only: do not decode the first frames to see what they are: a sixth of the time. What the file's headers
-            do not tell (in some formats, the size of frames) is 0 then, and nothing can be decoded.
+            do not say (in some formats, the size of frames) is 0 then, and nothing can be decoded.
 
     Raises:
         av.error.FFmpegError: when it is damaged, or of none of `formats`.
@@ -127,7 +127,7 @@ def lacks_length(source: Source) -> bool:
     """Whether this is a WAV that says it has no bytes of sound, and has some: it was written to a pipe, by somebody who
     could not go back and put in how many there were.
 
-    A WAV of no sound may go on behind it, but then in parts that tell their length.
+    A WAV of no sound may go on behind it, but then in parts that have their length in front.
     """
     with _opened(source) as stream:
         total = _size(stream)
@@ -199,7 +199,7 @@ def _ebml_problem(stream: BinaryIO, total: int) -> str | None:
 
 
 def _ebml_number(stream: BinaryIO, keep_marker: bool = False) -> int | None:
-    """A number of 1 to 8 bytes whose leading zero bits tell how many; None for "unknown" (all ones) or no bytes."""
+    """A number of 1 to 8 bytes whose leading zero bits say how many; None for "unknown" (all ones) or no bytes."""
     first = stream.read(1)
     if not first or first[0] == 0:
         return None

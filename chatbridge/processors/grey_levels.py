@@ -21,7 +21,7 @@ from PIL import Image
 UNUSED = 16
 OVERSHOOT = 1.1
 SAMPLE_FORMAT, UNSIGNED = 339, 1
-"""TIFF's tag that tells numbers below zero from large ones."""
+"""TIFF's tag that distinguishes numbers below zero from large ones."""
 
 
 def is_deep(picture: Image.Image) -> bool:

@@ -53,7 +53,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By the tag that tells how the camera was held."""
+"""By the tag that says how the camera was held."""
 
 
 def read_rgb(
@@ -110,7 +110,7 @@ class _Picture:
 
     @property
     def is_quick(self) -> bool:
-        """Whether its kind and size tell that it cannot take long."""
+        """Whether it cannot take long, by its kind and size."""
         if self.header is None:
             return False
         scans = 1 if self.header.plain else count_scans(self.data)
@@ -164,7 +164,7 @@ def _jpeg_bytes(path: str | os.PathLike) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError):
-        return b""  # why, is told when it is tried again
+        return b""  # the next try raises the reason
     try:
         found = os.fstat(file)
         if irregular(found) or found.st_size > MOST_BYTES:
@@ -213,9 +213,9 @@ class JpegHeader(NamedTuple):
 
     Attributes:
         width, height: in pixels, as stored; components: 1 grey, 3 colour, 4 for print.
-        described: whether it has an APP1 part (EXIF, XMP), which may tell that the camera was rotated.
+        described: whether it has an APP1 part (EXIF, XMP), which may say that the camera was rotated.
         size: bytes in front of the pixels.
-        plain: whether all of it is in one scan, so that its size tells how long it takes.
+        plain: whether all of it is in one scan, so that how long it takes follows from its size.
     """
 
     width: int
@@ -270,7 +270,7 @@ def count_scans(data: bytes | memoryview) -> int:
 
 
 def scans_problem(data: bytes | memoryview, pixels: int) -> str | None:
-    """Why a JPEG would take far longer than its size tells, in words for an error; None for any other file."""
+    """Why a JPEG would take far longer than its size suggests, in words for an error; None for any other file."""
     most = max(1, min(MAX_SCANS, MOST_SCANNED // max(1, pixels)))
     if count_scans(data) <= most:
         return None

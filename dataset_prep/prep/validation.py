@@ -280,7 +280,7 @@ def _open(found: ValidationTarget, name: str, bare: str, config: Any, parts: Par
 
 
 @dataclass
-class Validator:
+class SampleValidator:
     """Work: reads samples; nothing is kept but what is wrong."""
 
     spec: ValidationSpec
