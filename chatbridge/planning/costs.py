@@ -111,24 +111,26 @@ class CostModel:
         transfers = transfer_seconds(moved, self.count.trainable_bytes, where)
         return expected_throughput(self.batches(1), work, self.update.flops, transfers, where, self.steps)
 
-    def variants(self, sizes: Sequence[int], either: bool) -> list[Variant]:
+    def variants(self, sizes: Sequence[int], with_checkpointing: bool) -> list[Variant]:
         """Every combination of strategy, offloading and checkpointing, with the largest batches that fit.
 
         To fit is to leave `MARGIN` of the device's memory free.
 
         Args:
             sizes: the configured batch sizes in samples over all GPUs; only their divisors can be taken.
-            either: whether the language model can be built with checkpointing and without.
+            with_checkpointing: whether the language model can be built with checkpointing and without.
         """
-        ways = [("ddp", False), ("fsdp", False), ("fsdp", True)]
+        strategies = [("ddp", False), ("fsdp", False), ("fsdp", True)]
         if self.where.world == 1:
-            ways.remove(("fsdp", False))  # one process has nobody to share with
-        cuts = self._cuts(sizes)
-        wanted = (False, True) if either else (self.where.checkpointing,)
+            strategies.remove(("fsdp", False))  # one process has nobody to share with
+        if any(part.trainable for part in self.count.parts if part.component == "llm"):
+            strategies = strategies[:1]  # fsdp shards frozen language models only
         return [
-            self._variant(replace(self.where, strategy=strategy, offload=offload, checkpointing=checkpointing), cuts)
-            for strategy, offload in ways
-            for checkpointing in wanted
+            self._variant(
+                replace(self.where, strategy=strategy, offload=offload, checkpointing=checkpointing), self._cuts(sizes)
+            )
+            for strategy, offload in strategies
+            for checkpointing in ((False, True) if with_checkpointing else (self.where.checkpointing,))
         ]
 
     def _cuts(self, sizes: Sequence[int]) -> list[int]:

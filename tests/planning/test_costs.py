@@ -80,6 +80,13 @@ def test_a_single_process_copies_and_does_not_overlap(run):
     assert rate.step_seconds == rate.serial_seconds == rate.compute_seconds + rate.transfers["copy"]
 
 
+def test_fsdp_is_not_advised_where_the_language_model_learns(run, monkeypatch):
+    assert [v.strategy for v in run.variants([8], False)] == ["ddp", "fsdp", "fsdp"]
+    parts = [replace(part, trainable=True) for part in run.count.parts]
+    monkeypatch.setattr(run, "count", replace(run.count, parts=parts))
+    assert [v.strategy for v in run.variants([8], False)] == ["ddp"]
+
+
 @pytest.fixture(scope="module")
 def published():
     """(parameters, groups of the language model) of the published stage 1."""
