@@ -85,8 +85,8 @@ class _Definitions:
             for name in registry:
                 entry, more = registry.get(name), {tag: {}}
                 if entry.variants:
-                    told = compat_key(entry)
-                    more[COMPAT] = {**_leaf(str, told), "description": told["help"], "default": DEFAULT}
+                    declared = compat_key(entry)
+                    more[COMPAT] = {**_leaf(str, declared), "description": declared["help"], "default": DEFAULT}
                 config = entry.config or _NoKeys
                 parts[name] = self.once(f"{registry.kind}.{name}", lambda c=config, m=more: self.mapping(c, **m))
             chosen = [{"if": _has(tag, {"const": name}), "then": part} for name, part in parts.items()]

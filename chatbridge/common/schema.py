@@ -268,8 +268,8 @@ class Binder:
 
 def compat_key(entry: RegistryEntry) -> dict[str, Any]:
     """What `key` would say of the key `COMPAT` of a part with variants."""
-    told = "; ".join(f"{compat}: {variant.help}" for compat, variant in entry.variants.items())
-    return {"help": told, "choices": (DEFAULT, *entry.variants)}
+    text = "; ".join(f"{compat}: {variant.help}" for compat, variant in entry.variants.items())
+    return {"help": text, "choices": (DEFAULT, *entry.variants)}
 
 
 def bind(cls: type[T], mapping: Mapping, source: str = "configuration", folder: str | Path = ".") -> T:

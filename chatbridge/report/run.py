@@ -156,7 +156,7 @@ class Run:
         return [Share(n, drawn.get(n, 0), drawn.get(n, 0) / total if total else 0.0, expected.get(n)) for n in names]
 
     def _expected(self, samples: bool) -> dict[str, float]:
-        """Shares by configuration: of samples, or of steps. Empty where they cannot be told."""
+        """Shares by configuration: of samples, or of steps. Empty where they are not known."""
         mode, parts = self.info.mode, {}
         for name, config in self.info.datasets.items():
             batch, weight, size = (number(config.get("batch_size")), number(config.get("weight")),
