@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from chatbridge.datasets.kinds import TaskKind
     from chatbridge.datasets.records import Record
     from chatbridge.evaluation.metrics import Prediction, Score
-    from chatbridge.models.chatbridge import Output
+    from chatbridge.models.chatbridge import ChatBridgeOutput
     from chatbridge.models.row_counts import TokenShape
     from chatbridge.processors.base import Blob
     from chatbridge.runners.config import TrainingConfig
@@ -78,7 +78,7 @@ class Projector(Protocol):
         may_differ: keys in which projectors that share may differ. Without it, none of this class can be shared.
         projection: the last linear layer, all that trains with `model.freeze_perceivers`.
         scale_rows(length): redraws `projection` so that rows have about that length (`projection_scale: auto`).
-        cross_attentions: layer number -> its `qformer.Attention` to the tokens (`chatbridge.models.attention`).
+        cross_attentions: layer number -> its `qformer.QFormerAttention` to the tokens (`chatbridge.models.attention`).
         original_parts: name in the original's checkpoints -> module or parameter here.
 
     The configuration may have a key ``encoder_width``: the width of tokens that is wanted; an adapter makes it.
@@ -172,7 +172,7 @@ class Model(Protocol):
         """Modality -> how many rows a medium becomes."""
         ...
 
-    def __call__(self, batch: MultimodalBatch, /) -> Output:
+    def __call__(self, batch: MultimodalBatch, /) -> ChatBridgeOutput:
         """The loss of a batch."""
         ...
 

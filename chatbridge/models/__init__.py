@@ -6,7 +6,7 @@ For notebooks, the names by which LAVIS users load a model are found here, too; 
 from typing import Any
 
 from chatbridge.models.bridge import Bridge, BridgeConfig
-from chatbridge.models.chatbridge import ChatBridge, ChatBridgeConfig, Output
+from chatbridge.models.chatbridge import ChatBridge, ChatBridgeConfig, ChatBridgeOutput
 from chatbridge.models.encoders import Beats, BeatsConfig, EvaVit, EvaVitConfig
 from chatbridge.models.llm import CausalLM, CausalLMConfig
 from chatbridge.models.projectors import (
@@ -34,7 +34,7 @@ __all__ = [
     "EvaVitConfig",
     "MlpConfig",
     "MlpProjector",
-    "Output",
+    "ChatBridgeOutput",
     "QFormer",
     "QFormerConfig",
     "QFormerProjector",

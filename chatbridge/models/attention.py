@@ -63,8 +63,8 @@ def cross_attention(bridge: Bridge, media_NT: Tensor) -> AttentionMaps:
 
 @contextmanager
 def captured(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """While it is open, the list receives the probabilities [N, H, Q, S] of each of these `qformer.Attention`s that
-    runs, in running order."""
+    """While it is open, the list receives the probabilities [N, H, Q, S] of each of these modules
+    (`qformer.QFormerAttention`) that runs, in running order."""
     maps: list[Tensor] = []
     handles = [module.register_forward_pre_hook(lambda m, inputs: maps.append(_probabilities(m, *inputs)))
                for module in modules]  # fmt: skip

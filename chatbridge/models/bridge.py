@@ -168,19 +168,21 @@ def check_frames(config: BridgeConfig, count: int) -> None:
 def _check_shareable(config: BridgeConfig, width: int, shared: Bridge) -> None:
     mine, theirs = config.chosen, shared.config.chosen
     here, there = "/".join(config.modalities), "/".join(shared.config.modalities)
-    told = f"model.share_perceivers: perceivers of {here} and {there} cannot be shared"
+    refusal = f"model.share_perceivers: perceivers of {here} and {there} cannot be shared"
     name = PROJECTORS.name_of(mine)
     if type(mine) is not type(theirs):
-        raise ValueError(f"{told}: they are '{name}' and '{PROJECTORS.name_of(theirs)}'; take one projector for both")
+        raise ValueError(
+            f"{refusal}: they are '{name}' and '{PROJECTORS.name_of(theirs)}'; take one projector for both"
+        )
     free = getattr(PROJECTORS.target_of(mine), "may_differ", None)
     if free is None:
-        raise ValueError(f"{told}: projector '{name}' has nothing to share; leave share_perceivers out")
+        raise ValueError(f"{refusal}: projector '{name}' has nothing to share; leave share_perceivers out")
     other = [f.name for f in fields(mine) if f.name not in free and getattr(mine, f.name) != getattr(theirs, f.name)]
     if other:
-        raise ValueError(f"{told}: they differ in {', '.join(other)}")
+        raise ValueError(f"{refusal}: they differ in {', '.join(other)}")
     if width != shared.token_width:
         raise ValueError(
-            f"{told}: they look at tokens of width {width} and {shared.token_width}; set encoder_width of their "
+            f"{refusal}: they look at tokens of width {width} and {shared.token_width}; set encoder_width of their "
             "projectors to the same for both"
         )
 

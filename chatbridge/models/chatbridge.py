@@ -40,7 +40,7 @@ class ChatBridgeConfig:
 
 
 @dataclass
-class Output:
+class ChatBridgeOutput:
     """What `ChatBridge.forward` returns.
 
     Attributes:
@@ -183,7 +183,7 @@ class ChatBridge(nn.Module):
         """The trainable parameters that a batch may leave unused, by bridge; shared ones stand under each."""
         return {name: [p for p in bridge.parameters() if p.requires_grad] for name, bridge in self.bridges.items()}
 
-    def forward(self, batch: MultimodalBatch, return_logits: bool = False) -> Output:
+    def forward(self, batch: MultimodalBatch, return_logits: bool = False) -> ChatBridgeOutput:
         """Loss of a batch. A batch without one supervised token has loss 0, gradients 0."""
         embeds_BLD = self.fuse(batch)
         keep_BL = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
@@ -197,7 +197,7 @@ class ChatBridge(nn.Module):
         losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
         sums_B = torch.zeros(len(sample_tokens_B), device=losses_K.device).index_add(0, owners_K, losses_K.detach())
         total = losses_K.sum()
-        return Output(
+        return ChatBridgeOutput(
             loss=self.mean_loss(total, supervised),
             loss_sum=total,
             supervised_tokens=supervised,
@@ -231,7 +231,7 @@ class ChatBridge(nn.Module):
 
         Args:
             batch: left-padded prompts.
-            stop: told one row's new ids, says whether that row is finished.
+            stop: whether a row is finished, by its new ids.
 
         Raises:
             ValueError: when the batch is padded on the right.

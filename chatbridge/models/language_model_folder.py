@@ -115,15 +115,15 @@ def end_tokens(folder: str | Path, settings: PretrainedConfig, rows: int) -> lis
         WeightsError: for anything but an id or a list of them.
     """
     file = Path(folder) / "generation_config.json"
-    told, where = getattr(settings, "eos_token_id", None), f"configuration of '{folder}'"
+    given, where = getattr(settings, "eos_token_id", None), f"configuration of '{folder}'"
     if str(folder) and file.exists():
         plain = read_object(file)
         if plain.get("eos_token_id") is not None:
-            told, where = plain["eos_token_id"], str(file)
-    ids = [] if told is None else list(told) if isinstance(told, (list, tuple)) else [told]
+            given, where = plain["eos_token_id"], str(file)
+    ids = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     wrong = [index for index in ids if isinstance(index, bool) or not isinstance(index, int)]
     if wrong:
-        raise WeightsError(f"{where}: eos_token_id {told!r} is neither an id nor a list of ids")
+        raise WeightsError(f"{where}: eos_token_id {given!r} is neither an id nor a list of ids")
     outside = [index for index in ids if not 0 <= index < rows]
     if outside:
         logger.warning("%s: eos_token_id %s is not among the model's %d ids and ends nothing", where, outside, rows)
@@ -133,11 +133,11 @@ def end_tokens(folder: str | Path, settings: PretrainedConfig, rows: int) -> lis
 def _load_renamed(folder: Path, settings: PretrainedConfig, kwargs: dict[str, Any]) -> nn.Module:
     """A family whose files transformers renames while it reads them; what it could not place is an error here too."""
     with _told(folder):
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, local_files_only=True, output_loading_info=True, trust_remote_code=False,
             **kwargs,
         )  # fmt: skip
-    wrong = [f"{kind.replace('_keys', '')}: {shorten(map(str, told[kind]))}" for kind in FAULTS if told.get(kind)]
+    wrong = [f"{kind.replace('_keys', '')}: {shorten(map(str, report[kind]))}" for kind in FAULTS if report.get(kind)]
     if wrong:
         raise WeightsError(f"language model '{folder}' does not fit its config.json: {'; '.join(wrong)}")
     for name, parameter in model.named_parameters():

@@ -39,7 +39,7 @@ class TokenShape:
 
 
 class RowCount:
-    """Rows of a medium by its shape [T, ...], told by a bridge's configuration (`contracts.RowsOf`).
+    """Rows of a medium by its shape [T, ...], by a bridge's configuration (`contracts.RowsOf`).
 
     Args:
         encoder: typed configuration; projector: likewise. name: the bridge's, for messages.

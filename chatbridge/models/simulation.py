@@ -52,7 +52,7 @@ class FakeFloats(FakeTensorMode):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return torch.ones((), dtype=args[0].dtype).item()
-        if func in INDEXING:  # of a mask without content nobody could tell the size of the result
+        if func in INDEXING:  # of a mask without content the size of the result is unknown
             args = (args[0], list(_indices(args[1])), *args[2:])
         if real:
             args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs))

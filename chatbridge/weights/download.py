@@ -84,7 +84,7 @@ def download(
     target: Path,
     size: int | None = None,
     sha256: str | None = None,
-    told: str = "size unknown",
+    size_text: str = "size unknown",
     attempts: int = 5,
     wait: float = 1.0,
 ) -> Path:
@@ -93,7 +93,7 @@ def download(
     What has arrived is kept beside the target as ``.part`` until it is whole; two processes wait for each other.
 
     Args:
-        size, sha256: what the file must have, where that is known. told: its size, for messages.
+        size, sha256: what the file must have, where that is known. size_text: its size, for messages.
         attempts: how often a broken connection is taken up again; wait: before the second one [s], doubled each time.
 
     Raises:
@@ -121,8 +121,8 @@ def download(
             have = part.stat().st_size if part.exists() else 0
             kept = f"; {have:,} bytes are kept at {part}, a further try goes on from there" if have else ""
             raise WeightsError(
-                f"cannot fetch {url} ({reason}){kept}; or fetch it on a machine with network ({told}) and put it at "
-                f"{target}"
+                f"cannot fetch {url} ({reason}){kept}; or fetch it on a machine with network ({size_text}) "
+                f"and put it at {target}"
             )
         _checked(part, size or total, sha256, url)
         part.rename(target)

@@ -167,9 +167,9 @@ def _beside(folder: Path, source: WeightSource) -> list[str]:
     if table is None or table.dim() != 2 or not folder.is_dir():
         return []
     problems = []
-    told = read_config(folder).get("vocab_size")
-    if told != len(table):
-        problems.append(f"config.json says {told} tokens, the table has {len(table)}")
+    vocab_size = read_config(folder).get("vocab_size")
+    if vocab_size != len(table):
+        problems.append(f"config.json says {vocab_size} tokens, the table has {len(table)}")
     try:
         tokens = tokenizer_size(folder)
         if tokens is not None:

@@ -21,7 +21,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The config.json of a folder, or one by its own name.
 
     Raises:
-        WeightsError: when there is none, it cannot be read, or it tells of more layers than any model has.
+        WeightsError: when there is none, it cannot be read, or it has more layers than any model.
     """
     file = Path(path) if os.path.isfile(path) else Path(path) / "config.json"
     settings = read_object(file, f"'{path}' is not the folder of a language model: it has no config.json")
@@ -62,7 +62,7 @@ def read_object(file: Path, missing: str = "") -> dict[str, Any]:
 
 
 def describe(settings: dict[str, Any]) -> str:
-    """Which LLaMA or Vicuna a config.json is of, as far as its numbers tell."""
+    """Which LLaMA or Vicuna a config.json is of, by its numbers."""
     if settings.get("model_type") != "llama":
         return str(settings.get("model_type", "unknown model type"))
     vocabulary, epsilon = settings.get("vocab_size"), settings.get("rms_norm_eps")

@@ -212,16 +212,16 @@ def check_files(folder: Path) -> None:
         WeightsError: naming the file that is missing, cut or altered.
     """
     files = read_object(folder / CONFIG).get("files", {})
-    if not isinstance(files, dict) or not all(isinstance(told, dict) for told in files.values()):
+    if not isinstance(files, dict) or not all(isinstance(recorded, dict) for recorded in files.values()):
         raise WeightsError(f"'{folder / CONFIG}' does not list its weight files; fetch it again")
-    for name, told in files.items():
+    for name, recorded in files.items():
         file = folder / Path(name).name
         if not os.path.isfile(file):
             raise WeightsError(f"pretrained model '{folder}' lacks {name}; fetch it too")
         size = os.path.getsize(file)
-        if size != told.get("bytes"):
-            raise WeightsError(f"'{file}' has {size:,} bytes and not {told.get('bytes')}; fetch it again")
-        if sha256(file) != told.get("sha256"):
+        if size != recorded.get("bytes"):
+            raise WeightsError(f"'{file}' has {size:,} bytes and not {recorded.get('bytes')}; fetch it again")
+        if sha256(file) != recorded.get("sha256"):
             raise WeightsError(f"'{file}' was altered: its SHA-256 is not that of config.json; fetch it again")
 
 

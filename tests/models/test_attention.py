@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from chatbridge.models.attention import AttentionMaps, captured, cross_attention
-from chatbridge.models.projectors.qformer import Attention
+from chatbridge.models.projectors.qformer import QFormerAttention
 from tests.inference.tools import make_engine, write_media
 from tests.toy_model import Q, model
 
@@ -34,7 +34,7 @@ def test_shapes_and_sums(modality, shape, tokens, grid):
 def test_the_probabilities_are_those_that_the_layer_uses():
     """With them, the layer's own output comes out again."""
     torch.manual_seed(0)
-    layer = Attention(8, 12, 2, 0.0).eval()
+    layer = QFormerAttention(8, 12, 2, 0.0).eval()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x, tokens = torch.randn(2, 3, 8), torch.randn(2, 7, 12)

@@ -18,7 +18,7 @@ from chatbridge.common.schema import ConfigError, bind, to_plain
 from chatbridge.models import BridgeConfig, ChatBridge, MlpConfig, QFormerConfig, ResamplerConfig, to_original
 from chatbridge.models.attention import cross_attention
 from chatbridge.models.projectors.mlp import pooled
-from chatbridge.models.projectors.resampler import Layer
+from chatbridge.models.projectors.resampler import ResamplerLayer
 from chatbridge.runners.assembly import Assembly
 from chatbridge.weights.loading import load_checkpoint
 from tests import tiny, toy_model
@@ -96,7 +96,7 @@ class TestResampler:
     def test_a_layer_is_that_of_the_paper(self):
         """Every latent attends to all tokens and all latents, by one set of keys and values."""
         torch.manual_seed(0)
-        layer, x, tokens = Layer(8, 2, 16), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+        layer, x, tokens = ResamplerLayer(8, 2, 16), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
         latents = nn.functional.layer_norm(x, (8,))
         seen = torch.cat([nn.functional.layer_norm(tokens, (8,)), latents], 1)
         reference = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)

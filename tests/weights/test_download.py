@@ -140,7 +140,7 @@ class TestRefused:
 
     def test_offline(self, tmp_path):
         with pytest.raises(WeightsError) as error:
-            download("http://127.0.0.1:9/eva.pth", tmp_path / "eva.pth", told="1.89 GiB", attempts=2, wait=0.0)
+            download("http://127.0.0.1:9/eva.pth", tmp_path / "eva.pth", size_text="1.89 GiB", attempts=2, wait=0.0)
         said = str(error.value)
         assert "cannot fetch http://127.0.0.1:9/eva.pth (" in said
         assert f"on a machine with network (1.89 GiB) and put it at {tmp_path / 'eva.pth'}" in said

@@ -123,7 +123,7 @@ class Beats(nn.Module):
         self.post_extract_proj = (
             nn.Linear(config.patch_width, config.width) if config.patch_width != config.width else None
         )
-        self.encoder = Encoder(config)
+        self.encoder = BeatsTransformer(config)
 
     def forward(self, fbank: Tensor) -> Tensor:
         """Normalised filter banks [M, frames, mel bins] to tokens [M, S, E].
@@ -154,9 +154,9 @@ class Beats(nn.Module):
         # What is no plain value equals none of ours.
         cfg = {k: v if isinstance(v, (bool, int, float, str)) else type(v).__name__ for k, v in cfg.items()}
         ours = {k: getattr(self.config, k) for k in SETTINGS}
-        told = [f"{k} is {v} there and {ours[k]} here" for k, v in settings_of(cfg).items() if v != ours[k]]
-        if told:
-            mapping.problems.append(f"another architecture by its cfg: {', '.join(told)}")
+        differences = [f"{k} is {v} there and {ours[k]} here" for k, v in settings_of(cfg).items() if v != ours[k]]
+        if differences:
+            mapping.problems.append(f"another architecture by its cfg: {', '.join(differences)}")
 
     def copies(self) -> dict[str, str]:
         layers = range(1, self.config.depth)
@@ -215,14 +215,14 @@ def settings_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: cfg[theirs] for ours, theirs in SETTINGS.items() if theirs in cfg}
 
 
-class Encoder(nn.Module):
+class BeatsTransformer(nn.Module):
     """Position convolution, norm, layers; no norm at the end."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
         self.pos_conv = nn.ModuleList([PositionConv(config.width, config.conv_pos, config.conv_pos_groups)])
         self.layer_norm = nn.LayerNorm(config.width)
-        self.layers = nn.ModuleList([Layer(config, owns_table=i == 0) for i in range(config.depth)])
+        self.layers = nn.ModuleList([BeatsLayer(config, owns_table=i == 0) for i in range(config.depth)])
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,13 +252,13 @@ class PositionConv(nn.Module):
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
 
 
-class Layer(nn.Module):
+class BeatsLayer(nn.Module):
     """Self-attention and feed-forward, each followed by its norm; residuals scaled up (deep norm)."""
 
     def __init__(self, config: BeatsConfig, owns_table: bool):
         super().__init__()
         self.residual = (2 * config.depth) ** 0.25 if config.deep_norm else 1.0
-        self.self_attn = Attention(config, owns_table)
+        self.self_attn = BeatsAttention(config, owns_table)
         self.self_attn_layer_norm = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)
         self.fc2 = nn.Linear(config.ffn_width, config.width)
@@ -273,7 +273,7 @@ class Layer(nn.Module):
         return self.final_layer_norm(x * self.residual + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 
-class Attention(nn.Module):
+class BeatsAttention(nn.Module):
     """Self-attention whose relative position bias is gated by the query (WavLM, eq. 4-6)."""
 
     def __init__(self, config: BeatsConfig, owns_table: bool):

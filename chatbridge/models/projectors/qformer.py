@@ -119,7 +119,7 @@ class QFormer(nn.Module):
     ):
         super().__init__()
         stack = nn.ModuleList(
-            Layer(width, heads, intermediate, encoder_width if i % cross_attention_every == 0 else None, dropout)
+            QFormerLayer(width, heads, intermediate, encoder_width if i % cross_attention_every == 0 else None, dropout)
             for i in range(layers)
         )
         # BLIP-2's names: bert.embeddings.LayerNorm, bert.encoder.layer.N...
@@ -145,15 +145,15 @@ class QFormer(nn.Module):
         return x
 
 
-class Layer(nn.Module):
+class QFormerLayer(nn.Module):
     """Self-attention, cross-attention (where the layer has one), feed-forward; post-norm."""
 
     def __init__(self, width: int, heads: int, intermediate: int, encoder_width: int | None, dropout: float):
         super().__init__()
-        self.attention = Attention(width, width, heads, dropout)
-        self.crossattention = None if encoder_width is None else Attention(width, encoder_width, heads, dropout)
+        self.attention = QFormerAttention(width, width, heads, dropout)
+        self.crossattention = None if encoder_width is None else QFormerAttention(width, encoder_width, heads, dropout)
         self.intermediate_query = nn.ModuleDict({"dense": nn.Linear(width, intermediate)})
-        self.output_query = Output(intermediate, width, dropout)
+        self.output_query = QFormerOutput(intermediate, width, dropout)
 
     def forward(self, x: Tensor, tokens_NSE: Tensor, bias: Tensor | None) -> Tensor:
         x = self.attention(x, x, None)
@@ -162,7 +162,7 @@ class Layer(nn.Module):
         return self.output_query(F.gelu(self.intermediate_query["dense"](x)), x)
 
 
-class Attention(nn.Module):
+class QFormerAttention(nn.Module):
     """Multi-head attention from `x` to `tokens`, then projection, residual and norm."""
 
     def __init__(self, width: int, token_width: int, heads: int, dropout: float):
@@ -175,7 +175,7 @@ class Attention(nn.Module):
                 "value": nn.Linear(token_width, width),
             }
         )
-        self.output = Output(width, width, dropout)
+        self.output = QFormerOutput(width, width, dropout)
 
     def forward(self, x: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = (
@@ -188,7 +188,7 @@ class Attention(nn.Module):
         return self.output(y.transpose(1, 2).flatten(2), x)
 
 
-class Output(nn.Module):
+class QFormerOutput(nn.Module):
     """Projection, residual, norm."""
 
     def __init__(self, width_in: int, width: int, dropout: float):

@@ -47,7 +47,7 @@ class ResamplerProjector(nn.Module):
                 "heads, or encoder_width to a multiple of it"
             )
         self.query_tokens = nn.Parameter(config.query_std * torch.randn(1, config.num_queries, token_width))
-        make = lambda: Layer(token_width, config.heads, int(config.ffn_ratio * token_width))  # noqa: E731
+        make = lambda: ResamplerLayer(token_width, config.heads, int(config.ffn_ratio * token_width))  # noqa: E731
         self.layers = shared.layers if shared else nn.ModuleList(make() for _ in range(config.layers))
         self.norm = shared.norm if shared else nn.LayerNorm(token_width)
         self.projection = shared.projection if shared else nn.Linear(token_width, llm_width)
@@ -67,7 +67,7 @@ class ResamplerProjector(nn.Module):
         redraw(self.projection, length)
 
 
-class Layer(nn.Module):
+class ResamplerLayer(nn.Module):
     """Attention from latents to tokens and latents together, then feed-forward; norms in front of each."""
 
     def __init__(self, width: int, heads: int, ffn_width: int):
