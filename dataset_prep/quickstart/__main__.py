@@ -47,7 +47,7 @@ class QuickstartScale:
         return [f"run.max_steps={self.steps[stage]}"] if stage in self.steps else []
 
 
-SCALES = {"small": QuickstartScale(), "tiny": QuickstartScale({"stage1": 100, "stage2": 80})}
+SCALES = {"small": QuickstartScale(), "tiny": QuickstartScale({"stage1": 70, "stage2": 60})}
 
 
 @dataclass

@@ -92,8 +92,8 @@ SCALES = {
     # Comparing words takes about 400 steps to learn: the tiny model is spared it, and answers yes or no at chance.
     "tiny": WorldSettings(
         media=MediaSettings(image=252, video=252, audio=252, single=28, joint=16, unseen=8),
-        llm=LlmSettings(steps=180, drills=0.0, drill_steps=0),
-        encoder=EncoderSettings(vision_pool=1200, audio_pool=600, vision_steps=140, audio_steps=70),
+        llm=LlmSettings(steps=130, drills=0.0, drill_steps=0),
+        encoder=EncoderSettings(vision_pool=800, audio_pool=400, vision_steps=80, audio_steps=50),
     ),
 }
 """What ``--scale`` chooses from: "small" is the quickstart's, "tiny" the test-suite's."""

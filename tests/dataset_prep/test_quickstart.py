@@ -43,7 +43,7 @@ def test_the_report_is_complete(report):
 
 
 def test_modalities_met(report):
-    """Low bars, for a world of a few hundred media and two hundred steps: what needs both is answered with both."""
+    """Low bars, for a few hundred media and steps: what needs both is answered with both."""
     _, figures = report
     joint = {c: {f: cell["value"] for f, cell in families.items()} for c, families in figures["joint"].items()}
     assert joint["full"]["two_attributes"] >= 0.4

@@ -1,4 +1,4 @@
-"""A million captions and four workers take the memory of one copy, and no more as time goes on."""
+"""300,000 captions and four workers take the memory of one copy, and no more as time goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from tests.patience import PATIENCE
 
-COUNT = 1_000_000
+COUNT = 300_000
 PROGRAM = (
     "import json, sys; from tests.datasets.tools import memory_report as m; print(json.dumps(m(*sys.argv[1:], 4)))"
 )
