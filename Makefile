@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 42
 
-.PHONY: quickstart seeds demo test lint format clean
+.PHONY: quickstart seeds demo test test-fast lint format clean
 .DELETE_ON_ERROR:
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -29,6 +29,12 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test test-fast: export OMP_NUM_THREADS = 1
+
+# The daily loop: every room, without what takes seconds or a browser.
+test-fast: .venv/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

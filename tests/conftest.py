@@ -13,12 +13,11 @@ from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny
 from tests.inference import tools as chat
 
-LONGEST = ("dataset_prep/test_quickstart", "runners/test_elastic", "runners/test_resume", "datasets/test_memory")
-"""Files of tests that take minutes: first, so that the processes which share the suite end at about the same time."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}.py" for name in LONGEST)))
+    """Files with slow tests first, so that the processes which share the suite end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:

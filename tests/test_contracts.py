@@ -269,6 +269,7 @@ def test_metrics_count_what_their_values_are_of(name):
         assert all(0 <= score.n <= len(given) for score in metric(given).values()) and metric(given)
 
 
+@pytest.mark.slow
 def test_types_keep_to_the_contracts_too():
     pytest.importorskip("mypy")
     # A process of its own: mypy changes the limit of recursion, which other tests live by.

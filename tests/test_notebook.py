@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 from tests.inference.tools import write_config, write_media
 from tests.tiny import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.tiny import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):

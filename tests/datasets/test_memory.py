@@ -12,6 +12,8 @@ import pytest
 from tests import tiny
 from tests.patience import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300_000
 PROGRAM = (
     "import json, sys; from tests.datasets.tools import memory_report as m; print(json.dumps(m(*sys.argv[1:], 4)))"

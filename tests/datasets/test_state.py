@@ -191,6 +191,7 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert a == b and a[0]["batches"]["cursors"]["far"].keys() == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_ends_with_its_workers(tmp_path):
     """They leave SIGTERM to the training process, and Python waits at its end for every child."""
     write_folder(tmp_path, 20)

@@ -13,6 +13,8 @@ from chatbridge.demo import view
 from tests.demo.tools import SMALL, alone, page, slowly
 from tests.patience import until
 
+pytestmark = pytest.mark.browser
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDED = "these tests drive Debian's Chromium: apt-get install chromium, pip install playwright"
 

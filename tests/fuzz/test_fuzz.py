@@ -31,6 +31,7 @@ def fuzzer(tmp_path_factory):
         yield fuzzer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TRIALS)
 def test_damaged_inputs_are_read_or_refused(fuzzer, target):
     for number in range(TRIALS[target]):

@@ -34,6 +34,7 @@ def warmed_up(output):
     assert [row["lr"] for row in metrics(output)] == pytest.approx([5e-4, 1e-3, 1e-3 * (2 / 3) ** 0.5, 1e-3 * 0.5**0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plugin", "keys", "look"),
     [

@@ -25,6 +25,8 @@ from tests.patience import PATIENCE
 from tests.processes import Run, arguments, assert_same, events, free_port, metrics
 from tests.runners.tools import metrics_so_far, prepare
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 
 

@@ -65,7 +65,12 @@ def whole(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [*product((1, 2, 4), (1, 2, 4))][1:])
+DIVIDED = [
+    pytest.param(world, parts, marks=[pytest.mark.slow] * (world == 4)) for world, parts in product((1, 2, 4), repeat=2)
+]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), DIVIDED[1:])
 @pytest.mark.parametrize("kind", ["one", "mixed"])
 def test_a_divided_step_is_the_whole_step(whole, kind, world, accumulation):
     """Weighted by supervised tokens, of which no two processes have as many."""

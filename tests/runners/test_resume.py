@@ -39,10 +39,10 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("storage", ["folder", "number", "sequence"])
-@pytest.mark.parametrize("task", ["alignment", "instruction"])
+@pytest.mark.parametrize("task", ["alignment", pytest.param("instruction", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, task, storage, workers, ranks):
     # How many workers there are changes what comes next in streams only.
     folder, whole = uninterrupted(task, storage, workers if storage == "sequence" else 0, ranks)
@@ -56,6 +56,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, task, storag
     assert_same(whole, parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,6 +89,7 @@ def slow_disk(rank: int) -> None:
     checkpoint._flush = slowly
 
 
+@pytest.mark.slow
 def test_many_kills_at_any_moment(tmp_path):
     """Kills at random moments, and in the middle of writing a checkpoint, until the run is through."""
     yaml = prepare(tmp_path, max_steps=120, checkpoint_every=3)
@@ -112,6 +114,7 @@ def test_many_kills_at_any_moment(tmp_path):
     assert "removed" in events(parts), "no kill fell into the writing of a checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
 def test_a_signal_becomes_a_checkpoint_and_exit_0(tmp_path, number, ranks):
     """One rank is told; all stop at the same step, with a checkpoint there, and go on from it."""
@@ -144,6 +147,7 @@ def test_no_checkpoint_within_the_grace_time_is_an_error(tmp_path):
     assert "no checkpoint within run.grace_seconds" in run.text()
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_reads_the_same_samples(tmp_path):
     """2 ranks, then 1, then 4: every step's samples are those of an uninterrupted run, each of them once an epoch."""
     yaml = prepare(tmp_path, max_steps=12)
@@ -237,6 +241,7 @@ def test_changed_annotations_are_refused(tmp_path, capsys):
     assert "datasets.images.annotations: the content of the files has changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_verify_resume_proves_it_on_the_users_own_run(tmp_path, capsys, monkeypatch):
     def popen(command, stdout, **_):
         """What is started is forked instead, as everywhere here, into a session of its own."""

@@ -10,6 +10,8 @@ import pytest
 from benchmarks import load_weights
 from tests.tiny import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(
