@@ -15,9 +15,7 @@ from chatbridge.inference.decoding import DecodingTask, beam_search, decode_toke
 from chatbridge.inference.prefix_cache import PrefixCache
 from chatbridge.inference.text_stream import IncrementalDecoder, StreamedText
 from chatbridge.models import CausalLM
-from chatbridge.processors.tokenizer import load_tokenizer
 from tests.inference.tools import make_engine, write_media
-from tests.tiny import TOKENIZER
 from tests.toy_model import llm
 
 LENGTH = 12
@@ -38,11 +36,6 @@ SETTINGS = {
 def language():
     torch.manual_seed(0)
     return llm(max_position_embeddings=64)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TOKENIZER)
 
 
 def prompt_of(language, ids):

@@ -16,17 +16,10 @@ from chatbridge.datasets.annotations import AnnotationFile
 from chatbridge.datasets.collate import Example
 from chatbridge.datasets.kinds import TaskKind
 from chatbridge.original.tasks import OriginalCollator, OriginalDialogueMaker, clean_tags, cut_at
-from chatbridge.processors.tokenizer import load_tokenizer
 from chatbridge.tasks.base import Rendered
-from tests import tiny
 from tests.variants import MODES, built
 
 ROWS = {"image": 8, "video": 8, "audio": 4}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(tiny.TOKENIZER)
 
 
 def labelled(sample):
