@@ -30,6 +30,8 @@ from chatbridge.runners.config import TrainingConfig
 from chatbridge.runners.strategy import Strategy, no_reduction
 from tests.planning.test_simulator import model, on_meta, shape_of
 
+pytestmark = pytest.mark.slow
+
 WORLD = 2
 
 GATHERED = {

@@ -72,6 +72,7 @@ def test_variants_of_the_published_run_on_small_gpus(stage1):
         assert f"| {keys} | {v['samples']:g} × {v['parts']} | {v['peak'] / 1e9:.1f} |" in page
 
 
+@pytest.mark.slow
 def test_stage_2_of_the_published_run():
     found = plan(STAGE2, PlanOptions(device="h100", gpus=4, nodes=2))
     assert not found.problems and not found.variants
