@@ -27,6 +27,7 @@ def validator():
     return jsonschema.Draft7Validator(schema)
 
 
+@pytest.mark.slow
 def test_reference_and_schema_are_up_to_date(tmp_path):
     # In a process of its own: other tests register parts that do not belong to the package.
     subprocess.run([sys.executable, "-m", "chatbridge.common.reference", str(tmp_path)], cwd=ROOT, check=True)

@@ -31,7 +31,7 @@ def datasets(root, budget=None):
 
 
 @pytest.mark.parametrize("budget", [None, 120])
-@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_sequence_of_ids_survives_a_restart(tmp_path, workers, world, budget):
     sets = datasets(tmp_path, budget)

@@ -184,6 +184,7 @@ def test_bytes_that_are_no_text(command, files, tmp_path, monkeypatch, encoding)
     )
 
 
+@pytest.mark.slow
 def test_the_program_survives_a_byte_of_another_encoding(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "chatbridge.chat", "--cfg-path", str(write_config(tmp_path)), "--device", "cpu",

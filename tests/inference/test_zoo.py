@@ -134,6 +134,7 @@ def test_no_configurations_anywhere(monkeypatch, tmp_path):
         model_zoo.find("chatbridge", "toy")
 
 
+@pytest.mark.slow
 def test_models_alone_import_nothing_above_them():
     code = "import sys, chatbridge.models as m; assert not [n for n in sys.modules if n.startswith('chatbridge.inf')]; "
     code += "m.model_zoo; assert 'chatbridge.inference.zoo' in sys.modules"

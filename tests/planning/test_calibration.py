@@ -11,6 +11,7 @@ import pytest
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_a_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     spec = importlib.util.spec_from_file_location("calibrate_plan", tiny.ROOT / "benchmarks" / "calibrate_plan.py")

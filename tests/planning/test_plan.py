@@ -24,6 +24,7 @@ def stage1():
     return to_json(plan(STAGE1, PlanOptions(gpus=8, memory_gb=24)))
 
 
+@pytest.mark.slow
 def test_stage_1_of_the_published_run(stage1):
     missing = [line.split(":")[0] for line in stage1["missing"]]
     assert len(missing) == len(set(missing)) == 16 and "model.llm.path" in missing
@@ -52,6 +53,7 @@ def test_stage_1_of_the_published_run(stage1):
     assert stage1["throughput"]["steps"] == 200_000
 
 
+@pytest.mark.slow
 def test_variants_of_the_published_run_on_small_gpus(stage1):
     """Vicuna-13B trains on GPUs of 24 GB; under ddp it does not fit there."""
     variants = stage1["variants"]

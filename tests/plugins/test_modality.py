@@ -27,6 +27,7 @@ def write_heat_maps(folder) -> str:
     return str(folder / "list.json")
 
 
+@pytest.mark.slow
 def test_plan_train_checkpoint_and_ask_about_a_modality_from_outside(tmp_path, run_plan):
     maps = tmp_path / "maps"
     data = {"annotations": write_heat_maps(maps), "media": {"thermal": str(maps)}, "batch_size": 6}

@@ -148,6 +148,7 @@ def partial(tmp_path_factory):
     file.unlink()
 
 
+@pytest.mark.slow
 class TestForReal:
     def test_110_million_trainable_parameters(self, partial):
         model = published_model()
