@@ -3,7 +3,7 @@
 from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, MediaSource, Turn
 from chatbridge.conversation.prompt import PromptFormat, caption_segments
 from chatbridge.conversation.segments import Media, Segment, Text
-from chatbridge.conversation.stop import StopOnAny, StopOnIds, StopOnText, clean_answer
+from chatbridge.conversation.stop import StopOnText, clean_answer
 from chatbridge.conversation.templates import Templates
 from chatbridge.conversation.tokens import Slot, TokenizedSample, tokenize
 
@@ -16,8 +16,6 @@ __all__ = [
     "Segment",
     "Slot",
     "MediaSource",
-    "StopOnAny",
-    "StopOnIds",
     "StopOnText",
     "Templates",
     "Text",

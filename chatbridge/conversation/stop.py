@@ -1,7 +1,7 @@
 """When an answer ends, and what of it is shown.
 
-Rules look at one row of a batch at a time. They look at text, because in LLaMA's vocabulary the separator ``###`` is
-one token or two depending on what stands before it; rules on ids exist for published settings.
+A rule looks at one row of a batch, and at its text: in LLaMA's vocabulary the separator ``###`` is one token or two,
+depending on what stands before it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from typing import Protocol
 
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.prompt import PromptFormat
-
-LLAMA_SEPARATOR_IDS = ((835,), (2277, 29937))
-"""The two spellings of ``###`` in LLaMA's vocabulary that the original stops on."""
 
 
 class StopRule(Protocol):
@@ -41,27 +38,6 @@ class StopOnText:
     def __call__(self, new_ids: Sequence[int]) -> bool:
         end = self.tokenizer.decode(list(new_ids)[-self.window :], skip_special=False)
         return any(text in end for text in self.texts)
-
-
-class StopOnIds:
-    """Stop when the row ends in one of these sequences of ids."""
-
-    def __init__(self, sequences: Sequence[Sequence[int]] = LLAMA_SEPARATOR_IDS):
-        self.sequences = [list(sequence) for sequence in sequences if len(sequence)]
-
-    def __call__(self, new_ids: Sequence[int]) -> bool:
-        ids = list(new_ids)
-        return any(ids[-len(sequence) :] == sequence for sequence in self.sequences)
-
-
-class StopOnAny:
-    """Stop when any of several rules says so."""
-
-    def __init__(self, *rules: StopRule):
-        self.rules = rules
-
-    def __call__(self, new_ids: Sequence[int]) -> bool:
-        return any(rule(new_ids) for rule in self.rules)
 
 
 def clean_answer(text: str, prompt: PromptFormat | None = None, stop: Sequence[str] = ()) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatbridge.conversation import PromptFormat, StopOnAny, StopOnIds, StopOnText, clean_answer
+from chatbridge.conversation import PromptFormat, StopOnText, clean_answer
 
 
 def first_stop(rule, ids):
@@ -45,14 +45,6 @@ def test_stops_on_special_tokens(tokenizer):
     rule = StopOnText(["</s>"], tokenizer)
     assert rule([*tokenizer.encode("a dog"), tokenizer.eos_id])
     assert not rule(tokenizer.encode("a dog"))
-
-
-def test_any(tokenizer):
-    rule = StopOnAny(StopOnText(["###"], tokenizer), StopOnIds([[tokenizer.eos_id]]))
-    assert rule(tokenizer.encode("a###"))
-    assert rule([5, tokenizer.eos_id])
-    assert not rule([5])
-    assert not rule([])
 
 
 def test_empty_stop_texts_are_refused(tokenizer):

@@ -7,8 +7,8 @@ import pytest
 from chatbridge.conversation.dialogue import ASSISTANT, HUMAN, Dialogue, MediaSource, Turn
 from chatbridge.conversation.prompt import PromptFormat
 from chatbridge.conversation.segments import Media, to_text
-from chatbridge.conversation.stop import StopOnIds, clean_answer
-from chatbridge.original import chat as original
+from chatbridge.conversation.stop import clean_answer
+from tests.parity import original_chat as original
 
 UPLOADS = {
     "image": ["image"],
@@ -86,8 +86,7 @@ def test_answers(case):
 
 
 def test_stopping(case):
-    stop = StopOnIds()
     for rule in case["stopping"]:
         assert original.stop_batch(rule["ids"]) == rule["stop"]
         if len(rule["ids"]) == 1:
-            assert stop(rule["ids"][0]) == rule["stop"]
+            assert original.stops(rule["ids"][0]) == rule["stop"]

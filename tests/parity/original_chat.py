@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatbridge.conversation.prompt import PromptFormat
-from chatbridge.conversation.stop import StopOnIds
+
+LLAMA_SEPARATOR_IDS = ((835,), (2277, 29937))
+"""The two spellings of ``###`` in LLaMA's vocabulary that the original stops on."""
 
 PLACEHOLDER = "<ImageHere>"
 
@@ -74,6 +76,11 @@ def kept_context(length: int, max_new_tokens: int = 300, max_length: int = MAX_L
     return min(length, max(0, max_length - max_new_tokens))
 
 
+def stops(ids: Sequence[int]) -> bool:
+    """Whether a row ends in one of the separator's spellings."""
+    return any(tuple(ids[-len(end) :]) == end for end in LLAMA_SEPARATOR_IDS)
+
+
 def stop_batch(rows: Sequence[Sequence[int]]) -> bool:
     """Whether the whole batch stops: as soon as its first row does."""
-    return StopOnIds()(rows[0])
+    return stops(rows[0])
