@@ -86,6 +86,7 @@ def end(running: SimpleNamespace) -> None:
         httpx.get(running.address)
 
 
+@pytest.mark.slow
 def test_eight_users_at_once(tmp_path):
     with server(tmp_path) as running:
         scripts = demo_load.write_scripts(Engine.load(running.config, device="cpu"), tmp_path, 8)
