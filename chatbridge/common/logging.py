@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -24,7 +25,14 @@ def setup_logging(main_process: bool) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
+        _own_lock()
+        os.register_at_fork(after_in_child=_own_lock)
     return logger
+
+
+def _own_lock() -> None:
+    """tqdm's usual lock is a semaphore of all forked processes: one that is killed in a line would stop the others."""
+    tqdm.set_lock(threading.RLock())
 
 
 def forgiving_streams() -> None:

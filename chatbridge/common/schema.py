@@ -176,8 +176,9 @@ class Binder:
             if extra:
                 self.problem(join(where, extra[0]), f"{registry.kind} '{entry.name}' takes no keys")
             return entry.target
-        if not entry.variants:
-            return self.dataclass(entry.config, node, where, skip=(tag,))
+        if not entry.variants:  # a part of one's own may stand where the package's part, and its usual `compat`, stood
+            usual = node.get(COMPAT) == DEFAULT and COMPAT not in {f.name for f in dataclasses.fields(entry.config)}
+            return self.dataclass(entry.config, node, where, skip=(tag, COMPAT) if usual else (tag,))
         compat = self.value(str, node.get(COMPAT, DEFAULT), join(where, COMPAT), compat_key(entry))
         chosen = entry.variants.get(compat, entry)
         return self.dataclass(chosen.config, node, where, skip=(tag, COMPAT))

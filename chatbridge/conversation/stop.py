@@ -7,16 +7,9 @@ depending on what stands before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from chatbridge.common.tokenizer import Tokenizer
 from chatbridge.conversation.prompt import PromptFormat
-
-
-class StopRule(Protocol):
-    """Says whether a row is finished, from the ids generated for it so far."""
-
-    def __call__(self, new_ids: Sequence[int]) -> bool: ...
 
 
 class StopOnText:

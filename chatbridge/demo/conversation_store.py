@@ -149,7 +149,9 @@ class ConversationStore:
                 self._kept[name].page_closed = False
 
     def is_open(self, name: str) -> bool:
-        return name in self._open_pages
+        """Whether its page is there, or may be: one that has come back does not report it."""
+        conversation = self._kept.get(name)
+        return name in self._open_pages or (conversation is not None and conversation.resumed)
 
     def page_closed(self, name: str) -> None:
         """Its answer ends, and its conversation expires after a while."""

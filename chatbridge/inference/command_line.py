@@ -59,8 +59,10 @@ def on_signal(callback: Callable[[], None], *numbers: int) -> Iterator[None]:
         signal.signal(number, before[number])
         callback()
 
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number in numbers:
+            signal.signal(number, handle)
         yield
     finally:
         for number, handler in before.items():

@@ -139,6 +139,9 @@ class ChatSession:
 
     def attach(self, **shown: Unpack[MediaArguments]) -> list[Medium]:
         """Media to hand to `say`, a video's sound behind it. Arguments and errors are those of `say`."""
+        if unknown := shown.keys() - MediaArguments.__annotations__.keys():
+            known = ", ".join(MediaArguments.__annotations__)
+            raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}; media are given as {known}")
         engine, sound = self.engine, shown.get("sound")
         attached = [engine.medium(source, "image") for source in shown.get("images", ())]
         for source in shown.get("videos", ()):

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host-gbs", type=float, metavar="X", help="GB/s that a GPU receives from host memory")
     group.add_argument("--llm", metavar="NAME", help="architecture of a language model whose folder is not there")
     group.add_argument("--samples", type=int, default=usual.samples, metavar="N", help="shown of each dataset")
-    group.add_argument("--probe", type=int, default=usual.probe, metavar="N", help="items tried of each dataset")
+    group.add_argument(
+        "--probe", type=int, default=usual.probe, metavar="N", help="items tried of each dataset, those shown at least"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

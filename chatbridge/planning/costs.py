@@ -146,9 +146,8 @@ class CostModel:
         def peak(parts: int) -> float:
             if parts == 1:
                 return costs.peak
-            step = self._cut_step(where, (1 / parts - 1 / most) / (1 - 1 / most), most)
-            cut = replace(where, accumulate=where.accumulate * parts)
-            return costs.resident.always + self._memory(step, cut).peak
+            share, cut = (1 / parts - 1 / most) / (1 - 1 / most), replace(where, accumulate=where.accumulate * parts)
+            return costs.resident.always + max(self._memory(s, cut).peak for s in self._cut_steps(where, share, most))
 
         fitting = next((parts for parts in cuts if peak(parts) <= room), None)
         parts = fitting or cuts[-1]
@@ -167,23 +166,26 @@ class CostModel:
             costs.resident.pinned, self._throughput(costs.work, where, parts), " ".join(options),
         )  # fmt: skip
 
-    def _cut_step(self, where: Placement, share: float, most: int) -> Step:
-        """The step that takes the most memory, with a smaller batch.
+    def _cut_steps(self, where: Placement, share: float, most: int) -> list[Step]:
+        """The datasets' worst steps with smaller batches.
 
         Both the whole batch and one of `most` parts are simulated; between them every number is on a straight line, of
         which `share` is the way back to the whole.
         """
         simulator = self._simulator(where.checkpointing)
         pairs = [
-            (simulator.step(whole), smallest)
+            (simulator.step(whole), simulator.step(smallest))
             for dataset, cut in zip(self.batches(1), self.batches(most), strict=True)
             for whole, smallest in zip(dataset.worst, cut.worst, strict=False)
         ]
-        whole, shape = max(pairs, key=lambda pair: self._memory(pair[0], where).peak)
-        smallest = simulator.step(shape)
 
         def between(a: float, b: float) -> float:
             return b + share * (a - b)
 
-        peaks = {phase: between(peak, smallest.peaks.get(phase, 0)) for phase, peak in whole.peaks.items()}
-        return Step(peaks, between(whole.kept, smallest.kept), between(whole.left, smallest.left), whole.flops)
+        return [
+            Step(
+                {phase: between(peak, smallest.peaks.get(phase, 0)) for phase, peak in whole.peaks.items()},
+                between(whole.kept, smallest.kept), between(whole.left, smallest.left), whole.flops,
+            )
+            for whole, smallest in pairs
+        ]  # fmt: skip

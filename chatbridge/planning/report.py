@@ -199,7 +199,7 @@ def _data(plan: RunPlan) -> str:
                 f"{seen.cut_tokens:,} text tokens cut from {seen.cut_items} items"
             )
         lines += [line, *(f"    {bad}" for bad in (seen.refused + seen.unreadable)[:3])]
-    return "\n".join(["Data: first samples, supervised tokens between ⟦ ⟧", *lines]) if lines else ""
+    return "\n".join(["Data: samples, supervised tokens between ⟦ ⟧", *lines]) if lines else ""
 
 
 def _verdict(plan: RunPlan) -> str:

@@ -129,7 +129,7 @@ class EvaluationRunner:
         if question.problem is not None:
             return question.problem
         try:
-            return dataset.read(question.record, question.kind, None, question.item, blank)
+            return dataset.read(question.record, question.kind, EVALUATION, question.item, blank)
         except ValueError as error:
             return error
 

@@ -39,6 +39,12 @@ class TestSaying:
         ]  # fmt: skip
         assert all(turn.answer for turn in session.turns)
 
+    def test_arguments_that_there_are_none_of(self, session, files):
+        for call in (session.say, session.stream, session.attach):
+            with pytest.raises(TypeError, match="image"):
+                call(image=[files["a.png"]])
+        assert not session.turns
+
     def test_answers_depend_on_what_is_shown(self, engine, files):
         answers = {
             str(ChatSession(engine, SHORT).say("what?", media=[files[name]], sound=False))

@@ -56,5 +56,7 @@ def test_it_is_written_and_read_again():
 
 
 def test_parts_without_variants_do_not_have_the_key():
+    """Its default stands in what earlier versions saved of parts that inherited it."""
+    assert not bound(PROCESSORS, {"name": "caption_text", "compat": "default"})[1]
     _, problems = bound(PROCESSORS, {"name": "caption_text", "compat": "original"})
     assert "part.compat: unknown key" in problems[0]

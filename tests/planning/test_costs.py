@@ -10,18 +10,20 @@ import torch
 from chatbridge import register_all
 from chatbridge.common.config import load_config
 from chatbridge.common.devices import device
+from chatbridge.common.optim import build_optimizers
 from chatbridge.planning.batch_shapes import BatchShape, PlannedDataset
 from chatbridge.planning.costs import CostModel
 from chatbridge.planning.fsdp import ShardGroups
-from chatbridge.planning.memory import resident_memory
+from chatbridge.planning.memory import resident_memory, step_memory
 from chatbridge.planning.model import meta_model
 from chatbridge.planning.parameters import count_parameters
 from chatbridge.planning.placement import Placement
 from chatbridge.planning.recorder import BRIDGES, NEXT_LAYER
-from chatbridge.planning.simulator import Work
+from chatbridge.planning.simulator import Simulator, Work
 from chatbridge.planning.throughput import expected_throughput, seconds, transfer_seconds
+from chatbridge.runners import TrainingConfig
 from tests import tiny
-from tests.planning.test_simulator import on_meta, shape_of
+from tests.planning.test_simulator import model, on_meta, real_step, shape_of
 
 A100 = device("a100-80gb")
 
@@ -72,6 +74,24 @@ def test_accumulation(run):
     assert a.resident.buckets == 0 < a.resident.gradients == a.resident.learnt
     assert b.memory["images"].moments["loss"] - a.memory["images"].moments["loss"] == a.resident.learnt
     assert b.memory["images"].moments[BRIDGES] == a.memory["images"].moments[BRIDGES]
+
+
+def test_gradients_of_earlier_batches_take_what_they_really_do():
+    """One process: a step with content whose gradients are there already, beside the sum."""
+    made, shape = model(), shape_of("image+audio")
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    learnt = sum(p.nbytes for p in made.parameters() if p.requires_grad)
+    seen, *_ = real_step(made, shape, {"amp": None, "world": 1})
+    meta = on_meta()
+    optimizers = build_optimizers(meta.named_parameters(), TrainingConfig(output_dir=""))
+    simulator = Simulator(meta, None, 1)
+    update = simulator.update(optimizers)
+    where = Placement(A100, accumulate=2)
+    planned = step_memory(simulator.step(shape), ShardGroups(None).placed(where), where, update, learnt)
+    assert max(planned.moments[phase] for phase in seen.peaks) == pytest.approx(
+        max(seen.peaks.values()) + learnt, rel=0.01
+    )
 
 
 def test_a_single_process_copies_and_does_not_overlap(run):

@@ -243,9 +243,9 @@ def test_changed_annotations_are_refused(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_verify_resume_proves_it_on_the_users_own_run(tmp_path, capsys, monkeypatch):
-    def popen(command, stdout, **_):
+    def popen(command, stdout, start_new_session, **_):
         """What is started is forked instead, as everywhere here, into a session of its own."""
-        assert command[:2] == [sys.executable, train.__file__]
+        assert command[:2] == [sys.executable, train.__file__] and start_new_session
         run = Run(Path(stdout.name).parent / "forked", command[2:], before=lambda rank: os.setsid())
         (process,) = run.processes
         return SimpleNamespace(pid=process.pid, poll=lambda: process.exitcode, wait=lambda: run.wait()[0])

@@ -95,9 +95,9 @@ def test_what_a_batch_was_in_is_given_back_and_no_sooner(tmp_path):
     How many more are on their way from two workers, two each, depends on who is faster: up to four files and maps.
     """
     write_folder(tmp_path, 30)
-    expected = [batch.media["image"].finished() for batch in take(stream([raw_set(tmp_path)], 40), 40)]
-    batches, held, used = stream([raw_set(tmp_path)], 40, workers=2), [], []
-    for number in range(40):
+    expected = [batch.media["image"].finished() for batch in take(stream([raw_set(tmp_path)], 80), 80)]
+    batches, held, used = stream([raw_set(tmp_path)], 80, workers=2), [], []
+    for number in range(80):
         held = [*held[-2:], next(batches).media["image"]]
         assert held[-1].pixels.is_shared() and held[-1].pixels.dtype == torch.uint8
         for back, media in enumerate(reversed(held)):

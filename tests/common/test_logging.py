@@ -1,0 +1,28 @@
+"""Lines beside progress bars."""
+
+from __future__ import annotations
+
+import time
+
+from tqdm import tqdm
+
+from chatbridge.common.logging import setup_logging
+from tests.processes import FORK
+
+
+def hold(locked) -> None:
+    tqdm.get_lock().acquire()
+    locked.send(True)
+    time.sleep(600)
+
+
+def test_a_process_that_is_killed_while_it_writes_stops_no_other():
+    setup_logging(main_process=True)
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(there,), daemon=True)
+    process.start()
+    assert here.recv()
+    process.kill()
+    process.join()
+    assert tqdm.get_lock().acquire(blocking=False)
+    tqdm.get_lock().release()
