@@ -14,10 +14,28 @@ from tests import tiny
 from tests.inference import tools as chat
 
 
+SLOW_FILES = tuple(
+    f"tests/{name}.py::"
+    for name in (
+        "common/test_checkpoint_damage", "common/test_run_folder", "dataset_prep/test_quickstart_report",
+        "dataset_prep/test_world", "datasets/test_held_out", "datasets/test_mixed", "datasets/test_state",
+        "demo/test_command", "demo/test_guard", "demo/test_page", "demo/test_trouble", "fuzz/test_fuzz",
+        "planning/test_plan", "planning/test_simulator", "plugins/test_parts", "processors/test_device_preprocessing",
+        "runners/test_ranks", "runners/test_resume", "runners/test_trouble", "runners/test_worker_memory",
+        "serving/test_command", "serving/test_trouble", "weights/test_real_size", "web/test_connections",
+    )
+)  # fmt: skip
+"""Files whose tests, short each, add up to many seconds: `make test-fast` leaves them out as a whole."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that the processes which share the suite end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.nodeid.startswith(SLOW_FILES):
+            item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:
