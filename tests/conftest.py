@@ -13,7 +13,6 @@ from chatbridge.processors.tokenizer import load_tokenizer
 from tests import tiny
 from tests.inference import tools as chat
 
-
 SLOW_FILES = tuple(
     f"tests/{name}.py::"
     for name in (

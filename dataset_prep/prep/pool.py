@@ -29,15 +29,18 @@ def run_pieces(work: Work, pieces: Iterable[tuple[int, list[Item]]], workers: in
         return
     waiting = iter(pieces)
     pending: dict[Future, tuple[int, list[Item]]] = {}
+    refused: list[tuple[int, list[Item]]] = []
     pool = _pool(workers)
     try:
         while True:
-            while len(pending) < 2 * workers and (piece := next(waiting, None)) is not None:
-                pending[pool.submit(work, *piece)] = piece
-            if not pending:
-                return
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
             try:
+                while len(pending) < 2 * workers and (piece := next(waiting, None)) is not None:
+                    refused = [piece]  # by a pool that has broken in the meantime
+                    pending[pool.submit(work, *piece)] = piece
+                    refused = []
+                if not pending:
+                    return
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     part = future.result()
                     number, _ = pending.pop(future)
@@ -45,7 +48,7 @@ def run_pieces(work: Work, pieces: Iterable[tuple[int, list[Item]]], workers: in
             except BrokenProcessPool:
                 # Which of the pieces at work did it cannot be known: each is tried by itself.
                 pool.shutdown(wait=False, cancel_futures=True)
-                lost, pending = list(pending.values()), {}
+                lost, pending, refused = [*pending.values(), *refused], {}, []
                 for number, items in lost:
                     yield number, _isolated(work, number, items)
                 pool = _pool(workers)

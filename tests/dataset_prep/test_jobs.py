@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset_prep.prep import tables
-from dataset_prep.prep.items import Drop, Item
+from dataset_prep.prep import pool, tables
+from dataset_prep.prep.items import CRASH, Drop, Item
 from dataset_prep.prep.job import Job, Options, sha256
 from dataset_prep.prep.texts import captions
 from tests.dataset_prep.work import Shout, words
+from tests.patience import until
 from tests.tiny import json_lines
 
 QUIET = Options(quiet=True)
@@ -149,6 +150,20 @@ def test_processes_change_nothing_and_a_crash_costs_one_sample(tmp_path):
     assert manifest["counts"] == {"read": 25, "kept": 24, "dropped": 1}
     assert dropped(tmp_path)[0]["id"] == "w9"
     assert listing(tmp_path) == listing(alone)
+
+
+def test_a_crash_that_is_noticed_while_work_is_handed_out(tmp_path, monkeypatch):
+    made, usual = [], pool._pool
+    monkeypatch.setattr(pool, "_pool", lambda workers: made.append(usual(workers)) or made[-1])
+
+    def pieces():
+        yield 0, [Item("w0", {"text": "word"}, {}, "row 0")]
+        until(lambda: made[0]._broken)
+        yield 1, [Item("w1", {"text": "word"}, {}, "row 1")]
+
+    parts = dict(pool.run_pieces(Shout(tmp_path / "trace", crash_on="w0"), pieces(), 2))
+    assert [drop.reason for drop in parts[0].dropped] == [CRASH]
+    assert parts[1].read == 1 and not parts[1].dropped
 
 
 # Tables
