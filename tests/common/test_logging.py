@@ -21,6 +21,7 @@ def hold(locked) -> None:
 
 def test_a_process_that_is_killed_while_it_writes_stops_no_other():
     setup_logging(main_process=True)
+    tqdm.get_lock()  # as a bar of this process makes it before it forks
     here, there = FORK.Pipe()
     process = FORK.Process(target=hold, args=(there,), daemon=True)
     process.start()
